@@ -1,0 +1,125 @@
+//! The subcommands.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::app::App;
+use crate::config::{Config, Options};
+use crate::envoy_config::{self, Addresses};
+use crate::{telemetry, upstream};
+
+/// lum.id identity, Runmesh balance preflight, supplier attribution and billing for an unmodified FlowMesh, beside Envoy.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer Envoy's Checks, take its access log, bill (the default)
+    Serve,
+    /// Validate the settings and print the effective values, secrets masked
+    CheckConfig,
+    /// Print a complete Envoy bootstrap
+    EnvoyConfig(EnvoyConfig),
+    /// Ask a running Tollgate whether it is ready; the exit code tells
+    Healthcheck,
+}
+
+#[derive(Debug, clap::Args)]
+struct EnvoyConfig {
+    /// Where clients reach Envoy, host:port
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    listen: String,
+    /// Envoy's own admin page, host:port; it can stop Envoy, so keep it on loopback
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    admin: String,
+    /// FlowMesh, host:port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    upstream: String,
+    /// Tollgate's gRPC listener, host:port or `unix:/path`
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    tollgate: String,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// What the person at the terminal has to know, as one line.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::EnvoyConfig(flags) => {
+            let addresses = Addresses::parse(&flags.listen, &flags.admin, &flags.upstream, &flags.tollgate)?;
+            print!("{}", envoy_config::render(&addresses)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CheckConfig => {
+            let config = config(cli.options)?;
+            for (variable, value) in config.describe() {
+                println!("{variable}={value}");
+            }
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Healthcheck => block_on(healthcheck(config(cli.options)?)),
+        Command::Serve => block_on(serve(config(cli.options)?)),
+    }
+}
+
+fn config(options: Options) -> anyhow::Result<Config> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    Ok(Config::parse(options)?.warn_of_unknown(names))
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(work)
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    telemetry::init_logs(&config).context("cannot start logging")?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let app = App::build(config).await?;
+    tracing::info!(
+        grpc = app.grpc_address(),
+        admin = %app.admin_address(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving Envoy on {}, health and metrics on http://{}",
+        app.grpc_address(),
+        app.admin_address()
+    );
+    app.run().await?;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn healthcheck(config: Config) -> anyhow::Result<ExitCode> {
+    let url = format!("http://{}/readyz", config.admin_listen);
+    let client = upstream::client(Duration::from_secs(3))?;
+    let response = client.get(&url).send().await.map_err(upstream::CallError::from).context(url)?;
+    let ready = response.status().is_success();
+    println!("{}", response.text().await.unwrap_or_default());
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

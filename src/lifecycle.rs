@@ -1,0 +1,129 @@
+//! Signals, cancellation, tracked tasks, deadline.
+//!
+//! A stop has three moments. *Drain*: readiness goes false and the log service reports NOT_SERVING, while everything
+//! still works, so that Envoy keeps its log entries instead of sending them into a closing stream. *Stop*: streams end,
+//! listeners close, loops claim nothing new and finish what is in flight. *Deadline*: whatever is left is aborted.
+//!
+//! Every background task is named. One that returns early, fails or panics starts the same stop, and the process ends
+//! with a failure: a Tollgate that has lost a part must not look healthy.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Any error a task ends with.
+pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the process ends with a failure code.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("task {name} ended unexpectedly: {reason}")]
+    TaskEnded { name: &'static str, reason: String },
+    #[error("tasks were still running at the deadline: {0}")]
+    Deadline(String),
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// The moments of a stop, for those who have to act on them.
+#[derive(Debug, Clone, Default)]
+pub struct Stopping {
+    /// Readiness is false; everything still works.
+    pub drain: CancellationToken,
+    /// Take nothing new, finish what is in flight, return.
+    pub stop: CancellationToken,
+}
+
+/// The background tasks of the process.
+#[derive(Debug)]
+pub struct Lifecycle {
+    stopping: Stopping,
+    tasks: JoinSet<Result<(), TaskError>>,
+    names: Vec<(tokio::task::Id, &'static str)>,
+}
+
+impl Lifecycle {
+    #[must_use]
+    pub fn new(stopping: Stopping) -> Self {
+        Self { stopping, tasks: JoinSet::new(), names: Vec::new() }
+    }
+
+    /// Starts a task that runs until the stop.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<(), TaskError>> + Send + 'static) {
+        let handle = self.tasks.spawn(task);
+        self.names.push((handle.id(), name));
+    }
+
+    /// Runs until SIGINT, SIGTERM or the end of a task, then stops everything. A second signal skips what is left.
+    ///
+    /// # Errors
+    /// [`Failure`] when a task ended by itself or did not end in time.
+    pub async fn run(mut self, drain_delay: Duration, deadline: Duration) -> Result<(), Failure> {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::Signals)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
+        let mut next_signal = async || {
+            tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            }
+        };
+        let mut failure = tokio::select! {
+            signal = next_signal() => {
+                tracing::info!(signal, "stopping: {signal} received");
+                None
+            }
+            ended = self.next_ended() => ended.map(|(name, result)| {
+                let reason = result.err().unwrap_or_else(|| "it returned".to_owned());
+                tracing::error!(task = name, reason, "stopping: task {name} ended unexpectedly: {reason}");
+                Failure::TaskEnded { name, reason }
+            }),
+        };
+        self.stopping.drain.cancel();
+        tokio::select! {
+            () = tokio::time::sleep(drain_delay) => {}
+            signal = next_signal() => tracing::warn!(signal, "second signal: not waiting for Envoy to notice"),
+        }
+        self.stopping.stop.cancel();
+        let at_deadline = tokio::time::sleep(deadline);
+        tokio::pin!(at_deadline);
+        loop {
+            tokio::select! {
+                ended = self.next_ended() => match ended {
+                    None => break,
+                    Some((name, Err(reason))) => {
+                        tracing::error!(task = name, reason, "task {name} failed while stopping: {reason}");
+                        failure = failure.or(Some(Failure::TaskEnded { name, reason }));
+                    }
+                    Some((name, Ok(()))) => tracing::debug!(task = name, "task {name} ended"),
+                },
+                () = &mut at_deadline => {
+                    failure = failure.or(Some(Failure::Deadline(self.running())));
+                    break;
+                }
+                signal = next_signal() => {
+                    failure = failure.or(Some(Failure::Deadline(format!("{} ({signal} again)", self.running()))));
+                    break;
+                }
+            }
+        }
+        self.tasks.shutdown().await;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// The name and result of the next task to end; `None` when none is left.
+    async fn next_ended(&mut self) -> Option<(&'static str, Result<(), String>)> {
+        let (id, result) = match self.tasks.join_next_with_id().await? {
+            Ok((id, result)) => (id, result.map_err(|error| error.to_string())),
+            Err(error) => (error.id(), Err(error.to_string())),
+        };
+        let at = self.names.iter().position(|(known, _)| *known == id);
+        let name = at.map_or("unnamed", |at| self.names.swap_remove(at).1);
+        Some((name, result))
+    }
+
+    fn running(&self) -> String {
+        self.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+    }
+}

@@ -1,0 +1,87 @@
+//! What Check says: let through with these headers, or refuse with this answer. Pure.
+
+use std::sync::Arc;
+
+use crate::principal::Principal;
+use crate::route::NotNormal;
+
+/// The answer to a Check.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// A public route: no identity, and none that the client made up.
+    Public,
+    Allow(Allow),
+    Deny(Denial),
+}
+
+/// A request that goes on as somebody's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Allow {
+    pub principal: Arc<Principal>,
+    pub supplier: Option<Arc<str>>,
+    pub submission_id: Option<String>,
+    /// Of a result post.
+    pub task_id: Option<String>,
+    /// Whether the log entry of this request is wanted.
+    pub record: bool,
+    /// Raw keys of the query that carried the token.
+    pub query_keys: Vec<String>,
+}
+
+/// A request that ends here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// FlowMesh could read the path differently.
+    Path(NotNormal),
+    /// No token, more than one, or a malformed one.
+    MissingBearer,
+    /// lum.id does not accept it.
+    InactiveToken,
+    /// The guard's word, with the balance as Runmesh wrote it.
+    Balance(String),
+    /// lum.id gave no answer.
+    IdentityUnavailable,
+}
+
+impl Decision {
+    /// A bounded name for logs and metric labels.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Allow(_) => "allowed",
+            Self::Deny(Denial::Path(_)) => "path",
+            Self::Deny(Denial::MissingBearer) => "missing_bearer",
+            Self::Deny(Denial::InactiveToken) => "inactive_token",
+            Self::Deny(Denial::Balance(_)) => "insufficient_balance",
+            Self::Deny(Denial::IdentityUnavailable) => "identity_unavailable",
+        }
+    }
+}
+
+impl Denial {
+    /// The HTTP status the client sees.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Path(_) => 400,
+            Self::MissingBearer | Self::InactiveToken => 401,
+            Self::Balance(_) => 402,
+            Self::IdentityUnavailable => 503,
+        }
+    }
+
+    /// What the client is told; FlowMesh's own clients show it.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Path(reason) => reason.to_string(),
+            Self::MissingBearer => "Missing bearer token".to_owned(),
+            Self::InactiveToken => "No identity provider accepted the token".to_owned(),
+            Self::Balance(balance) => format!(
+                "Insufficient balance (${balance}). Top up at https://lum.id/app/billing before submitting workflows."
+            ),
+            Self::IdentityUnavailable => "Identity provider unavailable".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The Check service: request → decision → response.
+//!
+//! Check is cancel-safe and idempotent: Envoy drops it on a time-out and repeats it on retries. It fails closed: there is
+//! no way to an OK but through [`Decision::Public`], which only a public route gives, or a principal. Only submissions
+//! touch the ledger; trouble there is counted loudly and lets the submission through.
+
+pub mod bearer;
+pub mod body;
+pub mod decision;
+pub mod metadata;
+pub mod request;
+pub mod response;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
+use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use jiff::Timestamp;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::guard::{self, Guard};
+use crate::identity::{self, Identity, TokenHash};
+use crate::ledger::{Ledger, NewSubmission};
+use crate::principal::Principal;
+use crate::route::{self, Route};
+use crate::supplier::{Subject, Suppliers};
+use crate::telemetry::{DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+use decision::{Allow, Decision, Denial};
+use request::Inquiry;
+use response::Stamp;
+
+/// The gRPC service.
+pub struct Authz {
+    pub identity: Identity,
+    /// Absent when the guard is off.
+    pub guard: Option<Guard>,
+    pub suppliers: Suppliers,
+    /// Absent without billing.
+    pub ledger: Option<Arc<dyn Ledger>>,
+    /// How long a submission waits for its row before it goes without.
+    pub submission_timeout: Duration,
+    pub stamp: Stamp,
+    pub metrics: Metrics,
+}
+
+#[tonic::async_trait]
+impl Authorization for Authz {
+    /// Answers every decision, also a refusal, with gRPC status OK and the decision inside. An error status here would
+    /// make Envoy answer with its own `status_on_error`, and never let the request through.
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let started = Instant::now();
+        let inquiry = request::parse(request.into_inner())
+            .ok_or_else(|| Status::invalid_argument("the Check has no HTTP attributes"))?;
+        let mut seen = Seen::default();
+        let decision = self.decide(&inquiry, &mut seen).await;
+        log(&decision, &inquiry, &seen);
+        self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
+        self.metrics.check_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(Response::new(response::render(&decision, &self.stamp)))
+    }
+}
+
+/// What turned up on the way to a decision, for its log line.
+#[derive(Default)]
+struct Seen {
+    route: Option<&'static str>,
+    token: Option<TokenHash>,
+}
+
+impl Authz {
+    async fn decide(&self, inquiry: &Inquiry, seen: &mut Seen) -> Decision {
+        let route = match route::classify(&inquiry.method, &inquiry.target) {
+            Ok(route) => route,
+            Err(reason) => return Decision::Deny(Denial::Path(reason)),
+        };
+        seen.route = Some(route.name());
+        if route.is_public() {
+            return Decision::Public;
+        }
+        let authorization: Vec<&[u8]> = inquiry.authorization.iter().map(Vec::as_slice).collect();
+        let (_, query) = route::split_query(&inquiry.target);
+        let Some(bearer) = bearer::find(&authorization, query, inquiry.is_websocket) else {
+            return Decision::Deny(Denial::MissingBearer);
+        };
+        let hash = TokenHash::of(&bearer.token);
+        seen.token = Some(hash);
+        let principal = match self.identity.resolve(&bearer.token, hash).await {
+            Ok(principal) => principal,
+            Err(identity::Error::Inactive) => return Decision::Deny(Denial::InactiveToken),
+            Err(identity::Error::Unavailable(_)) => return Decision::Deny(Denial::IdentityUnavailable),
+        };
+        let mut submission_id = None;
+        if route == Route::Submit {
+            if let Some(guard) = &self.guard
+                && let guard::Decision::Refuse { balance } = guard.decide(&principal).await
+            {
+                return Decision::Deny(Denial::Balance(balance));
+            }
+            submission_id = self.open_submission(&principal, inquiry).await;
+        }
+        let ids = if route == Route::PostResult { body::parse(&inquiry.body) } else { body::ResultIds::default() };
+        let subject = match route {
+            Route::OfWorker { worker_id } => Some(Subject::Worker(worker_id)),
+            Route::ReadTask { task_id } | Route::Artifact { task_id } | Route::OfTask { task_id } => {
+                Some(Subject::Task(task_id))
+            }
+            Route::PostResult => {
+                ids.worker_id.as_deref().map(Subject::Worker).or(ids.task_id.as_deref().map(Subject::Task))
+            }
+            _ => None,
+        };
+        let supplier = match (&inquiry.supplier, subject) {
+            (Some(fixed), _) => Some(Arc::from(fixed.as_str())),
+            (None, Some(subject)) => self.suppliers.resolve(subject).await,
+            (None, None) => None,
+        };
+        Decision::Allow(Allow {
+            principal,
+            supplier,
+            submission_id,
+            record: self.ledger.is_some() && route.is_recorded(),
+            task_id: ids.task_id,
+            query_keys: bearer.query_keys,
+        })
+    }
+
+    /// Makes the submission durable before the OK. When that fails the submission still goes through: the id goes into
+    /// the log entry all the same, and where that is lost too, the sweep holds the workflow for the operator.
+    async fn open_submission(&self, principal: &Principal, inquiry: &Inquiry) -> Option<String> {
+        let ledger = self.ledger.as_ref()?;
+        let minted = format!("sub-{}", Uuid::now_v7().simple());
+        let request_id: Cow<'_, str> =
+            if inquiry.request_id.is_empty() { Cow::from(&minted) } else { Cow::from(&inquiry.request_id) };
+        let row = NewSubmission { submission_id: &minted, principal, request_id: &request_id, at: Timestamp::now() };
+        let committed = tokio::time::timeout(self.submission_timeout, ledger.open_submission(row)).await;
+        let (outcome, submission_id) = match committed {
+            Ok(Ok(id)) if id == minted => ("opened", id),
+            Ok(Ok(older)) => ("repeated", older),
+            failed => {
+                let reason = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "time limit exceeded".to_owned(),
+                };
+                self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "open_submission" }).inc();
+                tracing::error!(
+                    request_id = inquiry.request_id,
+                    principal = principal.id,
+                    submission = minted,
+                    reason,
+                    "submission {minted} of {} goes through without a row in the ledger: {reason}",
+                    principal.id
+                );
+                ("failed", minted)
+            }
+        };
+        self.metrics.submissions.get_or_create(&OutcomeLabels { outcome }).inc();
+        Some(submission_id)
+    }
+}
+
+/// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer. No query: a
+/// refused one may hold a token.
+fn log(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
+    let (path, _) = route::split_query(&inquiry.target);
+    // Of a refused path nothing is known, so it is quoted and kept short.
+    let path: String = path.chars().take(256).flat_map(char::escape_debug).collect();
+    let method: String = inquiry.method.chars().take(16).flat_map(char::escape_debug).collect();
+    let token = seen.token.map(|hash| hash.to_string()).unwrap_or_default();
+    let route = seen.route.unwrap_or("none");
+    let (request_id, source, reason) = (&inquiry.request_id, &inquiry.source, decision.reason());
+    match decision {
+        Decision::Public => tracing::debug!(request_id, route, source, "{method} {path}: public"),
+        Decision::Allow(Allow { principal, supplier, submission_id: Some(submission), .. }) => tracing::info!(
+            request_id,
+            route,
+            source,
+            token,
+            principal = principal.id,
+            submission,
+            supplier = supplier.as_deref(),
+            "{method} {path}: submission {submission} of {}",
+            principal.id
+        ),
+        Decision::Allow(Allow { principal, supplier, .. }) => tracing::debug!(
+            request_id,
+            route,
+            source,
+            token,
+            principal = principal.id,
+            supplier = supplier.as_deref(),
+            "{method} {path}: allowed as {}",
+            principal.id
+        ),
+        Decision::Deny(denial) => tracing::info!(
+            request_id,
+            route,
+            source,
+            token,
+            reason,
+            status = denial.status(),
+            "{method} {path}: refused with {}, {reason}",
+            denial.status()
+        ),
+    }
+}

@@ -1,0 +1,249 @@
+//! FlowMesh, read-only: tasks, workflows and workers, as settling, sweeping and the worker directory need them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::{Client, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Number;
+use serde_json::value::RawValue;
+
+use super::{CallError, read_bounded};
+use crate::config::{self, expose};
+
+/// One task or workflow; a task holds its whole spec.
+const ITEM_LIMIT: usize = 64 * 1024 * 1024;
+/// A list of everything FlowMesh remembers.
+const LIST_LIMIT: usize = 256 * 1024 * 1024;
+
+/// The client.
+#[derive(Debug, Clone)]
+pub struct FlowMesh {
+    http: Client,
+    config: config::Flowmesh,
+}
+
+/// A task, as far as billing is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Task {
+    pub task_id: String,
+    pub workflow_id: Option<String>,
+    pub status: String,
+    #[serde(default)]
+    pub assigned_worker: Option<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub usages: Vec<Usage>,
+}
+
+/// One entry of a task's `usages`. Numbers stay the text that FlowMesh wrote, so that no digit can change on the way;
+/// what they are worth is settlement's business.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Usage {
+    #[serde(default)]
+    pub started_at: Option<String>,
+    #[serde(default)]
+    pub finished_at: Option<String>,
+    #[serde(default, deserialize_with = "number_text")]
+    pub runtime_sec: Option<String>,
+    #[serde(default, deserialize_with = "number_text")]
+    pub cost_per_hour: Option<String>,
+    #[serde(default, deserialize_with = "number_text")]
+    pub total_cost: Option<String>,
+    #[serde(default)]
+    pub status: Option<String>,
+}
+
+/// A workflow with its tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Workflow {
+    pub workflow_id: String,
+    pub submitted_at: Timestamp,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub task_ids: Vec<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub completed_tasks: Vec<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub failed_tasks: Vec<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub cancelled_tasks: Vec<String>,
+}
+
+/// A line of the workflow list.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct WorkflowSummary {
+    pub workflow_id: String,
+    pub submitted_at: Timestamp,
+}
+
+/// A worker and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Worker {
+    pub id: String,
+    #[serde(default)]
+    pub namespace: Option<String>,
+}
+
+impl FlowMesh {
+    /// `http` carries the time limit of a call where nobody waits.
+    #[must_use]
+    pub fn new(http: Client, config: config::Flowmesh) -> Self {
+        Self { http, config }
+    }
+
+    /// A task; `None` when FlowMesh does not know it (any more).
+    ///
+    /// # Errors
+    /// [`CallError`] when FlowMesh did not give the agreed answer.
+    pub async fn task(&self, task_id: &str) -> Result<Option<Task>, CallError> {
+        self.get(&format!("/api/v1/tasks/{task_id}"), ITEM_LIMIT, None).await
+    }
+
+    /// A task without its usages, for who waits only `limit` to know its worker.
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn task_status(&self, task_id: &str, limit: Duration) -> Result<Option<Task>, CallError> {
+        self.get(&format!("/api/v1/tasks/{task_id}?view=status"), ITEM_LIMIT, Some(limit)).await
+    }
+
+    /// A workflow; `None` when FlowMesh does not know it (any more).
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn workflow(&self, workflow_id: &str) -> Result<Option<Workflow>, CallError> {
+        self.get(&format!("/api/v1/workflows/{workflow_id}"), ITEM_LIMIT, None).await
+    }
+
+    /// Every workflow FlowMesh remembers.
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn workflows(&self) -> Result<Vec<WorkflowSummary>, CallError> {
+        // Counts instead of lists keep a long answer short; older servers ignore the parameter.
+        self.list("/api/v1/workflows?view=status").await
+    }
+
+    /// Every worker.
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn workers(&self) -> Result<Vec<Worker>, CallError> {
+        self.list("/api/v1/workers").await
+    }
+
+    /// One worker, for who waits only `limit` to know it.
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn worker(&self, worker_id: &str, limit: Duration) -> Result<Option<Worker>, CallError> {
+        self.get(&format!("/api/v1/workers/{worker_id}"), ITEM_LIMIT, Some(limit)).await
+    }
+
+    async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
+        self.get(path, LIST_LIMIT, None).await?.ok_or(CallError::Status(404))
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        size: usize,
+        limit: Option<Duration>,
+    ) -> Result<Option<T>, CallError> {
+        let mut request = self.http.get(self.config.base_url.join(path));
+        if let Some(key) = &self.config.api_key {
+            request = request.bearer_auth(expose(key));
+        }
+        if let Some(limit) = limit {
+            request = request.timeout(limit);
+        }
+        let response = request.send().await?;
+        match response.status() {
+            StatusCode::OK => Ok(Some(serde_json::from_slice(&read_bounded(response, size).await?)?)),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(CallError::Status(status.as_u16())),
+        }
+    }
+}
+
+/// Whether a task or workflow status is final. One that this version does not know is not.
+#[must_use]
+pub fn is_terminal(status: &str) -> bool {
+    matches!(status, "DONE" | "FAILED" | "CANCELLED")
+}
+
+fn null_as_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// The text of a JSON number, or of a string that holds one; `None` for anything else.
+fn number_text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let Some(raw) = Option::<Box<RawValue>>::deserialize(from)? else { return Ok(None) };
+    let text = serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
+    let text = text.trim();
+    Ok(serde_json::from_str::<Number>(text).is_ok().then(|| text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use serde_json::json;
+    use wiremock::matchers::{header, method, path, query_param};
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::*;
+    use crate::config::BaseUrl;
+
+    fn client_of(server: &MockServer) -> FlowMesh {
+        let config = config::Flowmesh {
+            base_url: BaseUrl::of_test(&server.uri()),
+            api_key: Some(SecretString::from("key".to_owned())),
+        };
+        FlowMesh::new(crate::upstream::client(Duration::from_secs(2)).expect("client"), config)
+    }
+
+    #[tokio::test]
+    async fn a_task_is_read_with_the_api_key_and_unknown_fields_are_ignored() {
+        let server = MockServer::start().await;
+        let task = json!({"task_id": "tsk-1", "workflow_id": "wfl-1", "status": "DONE", "assigned_worker": "wrk-9",
+            "merged_children": null, "spec": {"a": [1]}, "usages": [{"started_at": "2026-11-22T08:00:02Z",
+            "finished_at": "2026-11-22T08:01:14.5Z", "runtime_sec": 72.5, "hardware": {}, "cost_per_hour": 1.5,
+            "total_cost": 0.030_208_333_333_333_334, "status": "DONE"}]});
+        Mock::given(method("GET"))
+            .and(path("/api/v1/tasks/tsk-1"))
+            .and(header("authorization", "Bearer key"))
+            .respond_with(ResponseTemplate::new(200).set_body_json(task))
+            .mount(&server)
+            .await;
+        let task = client_of(&server).task("tsk-1").await.expect("answered").expect("known");
+        assert_eq!(task.assigned_worker.as_deref(), Some("wrk-9"));
+        assert_eq!(task.usages.first().and_then(|usage| usage.total_cost.as_deref()), Some("0.030208333333333334"));
+    }
+
+    #[tokio::test]
+    async fn a_task_without_usages_or_with_null_is_a_task_with_none_and_404_is_unknown() {
+        let server = MockServer::start().await;
+        Mock::given(path("/api/v1/tasks/a"))
+            .respond_with(ResponseTemplate::new(200).set_body_json(json!({"task_id": "a", "workflow_id": null,
+                "status": "PENDING", "usages": null})))
+            .mount(&server)
+            .await;
+        let flowmesh = client_of(&server);
+        assert!(flowmesh.task("a").await.expect("answered").expect("known").usages.is_empty());
+        assert_eq!(flowmesh.task("b").await.expect("answered"), None);
+    }
+
+    #[tokio::test]
+    async fn the_workflow_list_asks_for_counts_and_takes_lists_too() {
+        let server = MockServer::start().await;
+        Mock::given(path("/api/v1/workflows"))
+            .and(query_param("view", "status"))
+            .respond_with(ResponseTemplate::new(200).set_body_json(json!([
+                {"workflow_id": "w1", "submitted_at": "2026-11-22T08:00:00.25Z", "task_ids": ["t"]},
+                {"workflow_id": "w2", "submitted_at": "2026-11-22T08:00:00+00:00", "completed_tasks": 3}])))
+            .mount(&server)
+            .await;
+        let list = client_of(&server).workflows().await.expect("answered");
+        assert_eq!(list.iter().map(|w| w.workflow_id.as_str()).collect::<Vec<_>>(), ["w1", "w2"]);
+    }
+}

@@ -1,0 +1,321 @@
+//! Runmesh: balance preflight and ledger entries, both with `X-Bridge-Secret`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use super::{CallError, read_bounded};
+use crate::config::{Billing, expose};
+
+/// Both answers are a few fields in an envelope.
+const ANSWER_LIMIT: usize = 64 * 1024;
+/// How much of a refusal is kept for the operator.
+const KEPT_BYTES: usize = 500;
+/// What a submission must be good for, in US dollars.
+const REQUIRED_AMOUNT: &str = "0.01";
+
+/// The client.
+#[derive(Debug, Clone)]
+pub struct Runmesh {
+    http: Client,
+    preflight_url: String,
+    preflight_timeout: Duration,
+    entry_url: String,
+    secret: SecretString,
+}
+
+/// What Runmesh says of a user's balance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Balance {
+    Sufficient,
+    /// The balance as Runmesh wrote it, `0.00` when it did not.
+    Insufficient(String),
+}
+
+/// One billing entry, exactly as it goes over the wire.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    pub user_email: String,
+    pub user_sub: String,
+    /// Runmesh's idempotency key.
+    pub task_id: String,
+    pub workflow_id: Option<String>,
+    /// US dollars, plain decimal notation.
+    pub cost: String,
+    pub duration_sec: i64,
+    /// US dollars per hour.
+    pub cost_per_hour: serde_json::Number,
+    /// `DONE`, `FAILED` or `CANCELLED`.
+    pub task_status: String,
+}
+
+/// Why an entry was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum PostError {
+    /// Worth another try, not before `retry_after` when Runmesh named one.
+    #[error("{reason}")]
+    Retryable { kind: &'static str, reason: String, retry_after: Option<Duration> },
+    /// Runmesh will never take this entry.
+    #[error("status {status}: {answer}")]
+    Rejected { status: u16, answer: String },
+}
+
+impl From<CallError> for PostError {
+    fn from(error: CallError) -> Self {
+        Self::Retryable { kind: error.kind(), reason: error.to_string(), retry_after: None }
+    }
+}
+
+impl From<reqwest::Error> for PostError {
+    fn from(error: reqwest::Error) -> Self {
+        CallError::from(error).into()
+    }
+}
+
+impl Runmesh {
+    /// `http` carries the time limit of an entry; a preflight has its own.
+    #[must_use]
+    pub fn new(http: Client, billing: &Billing, preflight_timeout: Duration) -> Self {
+        Self {
+            http,
+            preflight_url: billing.base_url.join("/billing/check-balance"),
+            preflight_timeout,
+            entry_url: billing.base_url.join("/billing/flowmesh-entry"),
+            secret: billing.secret.clone(),
+        }
+    }
+
+    async fn call(&self, url: &str, body: &impl Serialize, limit: Option<Duration>) -> Result<Response, CallError> {
+        let mut request = self.http.post(url).header("x-bridge-secret", expose(&self.secret)).json(body);
+        if let Some(limit) = limit {
+            request = request.timeout(limit);
+        }
+        Ok(request.send().await?)
+    }
+
+    /// Asks whether a user can pay for a submission.
+    ///
+    /// # Errors
+    /// [`CallError`] when Runmesh gave no decision; the contract is then to let the submission through.
+    pub async fn preflight(&self, email: &str) -> Result<Balance, CallError> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Question<'a> {
+            user_email: &'a str,
+            required_amount: &'a str,
+        }
+        let question = Question { user_email: email, required_amount: REQUIRED_AMOUNT };
+        let response = self.call(&self.preflight_url, &question, Some(self.preflight_timeout)).await?;
+        let status = response.status();
+        if !matches!(status, StatusCode::OK | StatusCode::PAYMENT_REQUIRED) {
+            return Err(CallError::Status(status.as_u16()));
+        }
+        let answer = match read_bounded(response, ANSWER_LIMIT).await {
+            Ok(body) => parse_preflight(&body),
+            Err(error) => Err(error),
+        };
+        match answer {
+            // A 402 refuses whatever its body says; the body may still name the balance.
+            answer if status == StatusCode::PAYMENT_REQUIRED => {
+                Ok(Balance::Insufficient(answer.map_or_else(|_| "0.00".to_owned(), |data| balance_text(data.balance))))
+            }
+            Ok(data) if data.sufficient == Some(true) => Ok(Balance::Sufficient),
+            Ok(data) => Ok(Balance::Insufficient(balance_text(data.balance))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Posts an entry. Idempotent on the task id: posting it again moves no money.
+    ///
+    /// # Errors
+    /// [`PostError`], classified once for all callers.
+    pub async fn post(&self, entry: &Entry) -> Result<(), PostError> {
+        let response = self.call(&self.entry_url, entry, None).await?;
+        let status = response.status();
+        let retry_after = retry_after(response.headers(), Timestamp::now());
+        match status.as_u16() {
+            200 => match envelope_code(&read_bounded(response, ANSWER_LIMIT).await?) {
+                None | Some(0 | 200) => Ok(()),
+                Some(code) => Err(PostError::Retryable {
+                    kind: "envelope",
+                    reason: format!("status 200 with code {code} in the envelope"),
+                    retry_after,
+                }),
+            },
+            // It is there already.
+            409 => Ok(()),
+            401 | 403 | 408 | 425 | 429 => {
+                Err(PostError::Retryable { kind: "status", reason: format!("status {status}"), retry_after })
+            }
+            400..=499 => {
+                let body = read_bounded(response, ANSWER_LIMIT).await.unwrap_or_default();
+                let kept = body.get(..KEPT_BYTES).unwrap_or(&body);
+                Err(PostError::Rejected { status: status.as_u16(), answer: String::from_utf8_lossy(kept).into_owned() })
+            }
+            _ => Err(PostError::Retryable { kind: "status", reason: format!("status {status}"), retry_after }),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct PreflightData {
+    sufficient: Option<bool>,
+    balance: Option<serde_json::Value>,
+}
+
+fn parse_preflight(body: &[u8]) -> Result<PreflightData, CallError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        data: PreflightData,
+    }
+    Ok(serde_json::from_slice::<Answer>(body)?.data)
+}
+
+/// The balance for a message to the user: digits only, whatever came.
+fn balance_text(balance: Option<serde_json::Value>) -> String {
+    let text = match balance {
+        Some(serde_json::Value::String(text)) => text,
+        Some(serde_json::Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    };
+    let plain = text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_digit() || b"-.".contains(&byte));
+    if plain && !text.is_empty() { text } else { "0.00".to_owned() }
+}
+
+/// The integer `code` of a JSON envelope, if there is one.
+fn envelope_code(body: &[u8]) -> Option<i64> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    value.get("code")?.as_i64()
+}
+
+/// `Retry-After`, as seconds or as a date.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use wiremock::matchers::{body_json, header, method, path};
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::*;
+    use crate::config::BaseUrl;
+
+    async fn runmesh(at: &str, body: serde_json::Value, response: ResponseTemplate) -> (MockServer, Runmesh) {
+        let server = MockServer::start().await;
+        Mock::given(method("POST"))
+            .and(path(format!("/Runmesh/billing/{at}")))
+            .and(header("x-bridge-secret", "s3cret"))
+            .and(body_json(body))
+            .respond_with(response)
+            .mount(&server)
+            .await;
+        let billing = Billing {
+            base_url: BaseUrl::of_test(&format!("{}/Runmesh/", server.uri())),
+            secret: SecretString::from("s3cret".to_owned()),
+        };
+        let http = crate::upstream::client(Duration::from_millis(300)).expect("client");
+        (server, Runmesh::new(http, &billing, Duration::from_millis(300)))
+    }
+
+    async fn preflight(response: ResponseTemplate) -> Result<Balance, CallError> {
+        let question = json!({"userEmail": "alice@example.com", "requiredAmount": "0.01"});
+        let (_server, runmesh) = runmesh("check-balance", question, response).await;
+        runmesh.preflight("alice@example.com").await
+    }
+
+    fn ok(value: serde_json::Value) -> ResponseTemplate {
+        ResponseTemplate::new(200).set_body_json(value)
+    }
+
+    #[tokio::test]
+    async fn a_preflight_refuses_only_on_a_clear_word() {
+        let poor = |text: &str| Balance::Insufficient(text.to_owned());
+        for (response, expected) in [
+            (ok(json!({"data": {"sufficient": true, "balance": "5.00"}})), Balance::Sufficient),
+            (ok(json!({"data": {"sufficient": false, "balance": "0.00"}})), poor("0.00")),
+            (ok(json!({"data": {"balance": 0.5}})), poor("0.5")),
+            (ok(json!({"data": {"sufficient": false, "balance": "<script>"}})), poor("0.00")),
+            (ResponseTemplate::new(402), poor("0.00")),
+            (ResponseTemplate::new(402).set_body_json(json!({"data": {"balance": "0.003"}})), poor("0.003")),
+        ] {
+            assert_eq!(preflight(response).await.expect("a decision"), expected);
+        }
+        for (kind, response) in [
+            ("status", ResponseTemplate::new(500)),
+            ("status", ResponseTemplate::new(404)),
+            ("malformed", ResponseTemplate::new(200).set_body_string("ok")),
+            ("malformed", ok(json!({"code": 200}))),
+            ("malformed", ok(json!({"data": null}))),
+            ("timeout", ok(json!({})).set_delay(Duration::from_secs(5))),
+        ] {
+            assert_eq!(preflight(response).await.expect_err(kind).kind(), kind);
+        }
+    }
+
+    fn entry() -> Entry {
+        Entry {
+            user_email: "alice@example.com".into(),
+            user_sub: "user-1".into(),
+            task_id: "tsk-1".into(),
+            workflow_id: Some("wfl-1".into()),
+            cost: "0.42".into(),
+            duration_sec: 12,
+            cost_per_hour: serde_json::Number::from_f64(1.5).expect("finite"),
+            task_status: "DONE".into(),
+        }
+    }
+
+    async fn post(response: ResponseTemplate) -> Result<(), PostError> {
+        let body = json!({"userEmail": "alice@example.com", "userSub": "user-1", "taskId": "tsk-1",
+            "workflowId": "wfl-1", "cost": "0.42", "durationSec": 12, "costPerHour": 1.5, "taskStatus": "DONE"});
+        let (_server, runmesh) = runmesh("flowmesh-entry", body, response).await;
+        runmesh.post(&entry()).await
+    }
+
+    #[tokio::test]
+    async fn an_entry_is_exactly_the_agreed_json_and_200_or_409_settle_it() {
+        post(ok(json!({"code": 200, "msg": "ok", "data": null}))).await.expect("accepted");
+        post(ok(json!({"code": 0}))).await.expect("accepted");
+        post(ResponseTemplate::new(200)).await.expect("a 200 without an envelope is a 200");
+        post(ResponseTemplate::new(409)).await.expect("it is there already");
+    }
+
+    #[tokio::test]
+    async fn trouble_is_retryable_and_refusals_are_kept_with_their_answer() {
+        for status in [201, 302, 401, 403, 408, 425, 429, 500, 503] {
+            let error = post(ResponseTemplate::new(status)).await.expect_err("not accepted");
+            assert!(matches!(error, PostError::Retryable { .. }), "{status}: {error}");
+        }
+        let envelope = post(ok(json!({"code": 500, "msg": "no"}))).await.expect_err("a failing envelope");
+        assert!(matches!(envelope, PostError::Retryable { kind: "envelope", .. }), "{envelope}");
+        let response = ResponseTemplate::new(422).set_body_string("x".repeat(600));
+        match post(response).await.expect_err("refused") {
+            PostError::Rejected { status: 422, answer } => assert_eq!(answer.len(), KEPT_BYTES),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn retry_after_is_read_as_seconds_or_as_a_date() {
+        let response = ResponseTemplate::new(429).insert_header("retry-after", "7");
+        let error = post(response).await.expect_err("not accepted");
+        assert!(matches!(error, PostError::Retryable { retry_after: Some(after), .. } if after.as_secs() == 7));
+        let now: Timestamp = "2026-11-22T08:00:00Z".parse().expect("valid");
+        let read = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().expect("valid"))]), now);
+        assert_eq!(read("Sun, 22 Nov 2026 08:01:30 GMT"), Some(Duration::from_secs(90)));
+        assert_eq!(read("Sun, 22 Nov 2026 07:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+    }
+}

@@ -1,0 +1,176 @@
+//! Log entry → [`Event`]: what a finished request tells about billing. Pure.
+//!
+//! An entry counts only when it is final, carries Check's own metadata and, but for submissions, was answered with
+//! 2xx. Who submitted is what Check's metadata says, never what a header says. Every event is a hint that leads to an
+//! idempotent ledger move, so that a repeated entry changes nothing.
+
+use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, AccessLogType, HttpAccessLogEntry};
+use envoy_types::pb::google::protobuf::{Struct, value::Kind};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::authz::metadata;
+use crate::route::{self, Route, is_id};
+use crate::upstream::flowmesh::is_terminal;
+
+/// Where the shipped bootstrap puts what it captured from response bodies.
+const RESPONSE_NAMESPACE: &str = "flowmesh.response";
+
+/// What a log entry says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// FlowMesh answered a submission with its workflow.
+    Submitted { submission_id: String, principal_id: String, workflow_id: String, at: Timestamp },
+    /// The submission made no workflow.
+    SubmissionRefused { submission_id: String },
+    /// The request is over, and whether it made a workflow is not known: the client left, or the answer was lost.
+    SubmissionEnded { submission_id: String, at: Timestamp },
+    /// The task has ended, or is about to: ask until it has.
+    TaskEnded { task_id: String },
+    /// Somebody looked at the task or moved its artifacts: ask once, if it is not settled.
+    TaskTouched { task_id: String },
+    /// The workflow has ended or was cancelled, or its state was read: ask after its tasks.
+    WorkflowSeen { workflow_id: String },
+}
+
+impl Event {
+    /// A bounded name for metric labels.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Submitted { .. } => "submitted",
+            Self::SubmissionRefused { .. } => "submission_refused",
+            Self::SubmissionEnded { .. } => "submission_ended",
+            Self::TaskEnded { .. } => "task_ended",
+            Self::TaskTouched { .. } => "task_touched",
+            Self::WorkflowSeen { .. } => "workflow_seen",
+        }
+    }
+}
+
+/// Why an entry says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// An entry of a request that still goes on, or without properties.
+    NotFinal,
+    /// It did not pass Check, or Check did not ask for it.
+    NotOurs,
+    /// A route or a response code that tells nothing.
+    Irrelevant,
+}
+
+impl Ignored {
+    /// A bounded name for metric labels.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::NotFinal => "ignored_not_final",
+            Self::NotOurs => "ignored_not_ours",
+            Self::Irrelevant => "ignored_irrelevant",
+        }
+    }
+}
+
+/// What an entry says, if anything. `now` stands in for an end time that Envoy did not give.
+///
+/// # Errors
+/// [`Ignored`], for the counter.
+pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Ignored> {
+    let (Some(common), Some(request), Some(response)) = (&entry.common_properties, &entry.request, &entry.response)
+    else {
+        return Err(Ignored::NotFinal);
+    };
+    if !is_final(common) {
+        return Err(Ignored::NotFinal);
+    }
+    let ours = namespace(common, metadata::NAMESPACE).ok_or(Ignored::NotOurs)?;
+    if text(ours, metadata::RECORD) != Some(metadata::RECORD_YES) {
+        return Err(Ignored::NotOurs);
+    }
+    let captured = namespace(common, RESPONSE_NAMESPACE);
+    let captured = |key: &str| captured.and_then(|captured| text(captured, key));
+    let code = response.response_code.unwrap_or_default().value;
+    let succeeded = (200..300).contains(&code);
+    let method = method_name(request.request_method);
+    let route = route::classify(method, &request.path).map_err(|_| Ignored::Irrelevant)?;
+
+    if route == Route::Submit {
+        let submission_id = text(ours, metadata::SUBMISSION_ID).ok_or(Ignored::NotOurs)?.to_owned();
+        let at = end(common).unwrap_or(now);
+        let workflow_id = captured("workflow_id").filter(|id| is_id(id));
+        return Ok(match (workflow_id, text(ours, metadata::PRINCIPAL_ID)) {
+            (Some(workflow_id), Some(principal_id)) if succeeded => Event::Submitted {
+                submission_id,
+                principal_id: principal_id.to_owned(),
+                workflow_id: workflow_id.to_owned(),
+                at,
+            },
+            // FlowMesh's own refusal, or nothing of the request ever reached it.
+            _ if (400..500).contains(&code) && response.response_code_details == "via_upstream" => {
+                Event::SubmissionRefused { submission_id }
+            }
+            _ if code >= 400 && common.upstream_wire_bytes_sent == 0 => Event::SubmissionRefused { submission_id },
+            _ => Event::SubmissionEnded { submission_id, at },
+        });
+    }
+    if !succeeded {
+        return Err(Ignored::Irrelevant);
+    }
+    let ended = captured("status").is_some_and(is_terminal);
+    match route {
+        Route::PostResult => match text(ours, metadata::TASK_ID).filter(|id| is_id(id)) {
+            Some(task_id) => Ok(Event::TaskEnded { task_id: task_id.to_owned() }),
+            None => Err(Ignored::Irrelevant),
+        },
+        Route::ReadTask { task_id } if ended => Ok(Event::TaskEnded { task_id: task_id.to_owned() }),
+        // With a captured status that is not final there is nothing to settle, and clients poll this all day.
+        Route::ReadTask { .. } | Route::ReadWorkflow { .. } if captured("status").is_some() && !ended => {
+            Err(Ignored::Irrelevant)
+        }
+        Route::ReadTask { task_id } | Route::Artifact { task_id } => {
+            Ok(Event::TaskTouched { task_id: task_id.to_owned() })
+        }
+        Route::ReadWorkflow { workflow_id } | Route::CancelWorkflow { workflow_id } => {
+            Ok(Event::WorkflowSeen { workflow_id: workflow_id.to_owned() })
+        }
+        _ => Err(Ignored::Irrelevant),
+    }
+}
+
+/// Envoy can also log when a request starts and while it runs.
+fn is_final(common: &AccessLogCommon) -> bool {
+    #[expect(deprecated, reason = "older Envoys mark intermediate entries by this alone")]
+    let intermediate = common.intermediate_log_entry;
+    !intermediate
+        && matches!(
+            AccessLogType::try_from(common.access_log_type),
+            Ok(AccessLogType::NotSet | AccessLogType::DownstreamEnd)
+        )
+}
+
+fn end(common: &AccessLogCommon) -> Option<Timestamp> {
+    let start = common.start_time.as_ref()?;
+    let start = Timestamp::new(start.seconds, start.nanos).ok()?;
+    let lasted =
+        common.duration.map_or(SignedDuration::ZERO, |duration| SignedDuration::new(duration.seconds, duration.nanos));
+    start.checked_add(lasted).ok()
+}
+
+fn namespace<'a>(common: &'a AccessLogCommon, name: &str) -> Option<&'a Struct> {
+    common.metadata.as_ref()?.filter_metadata.get(name)
+}
+
+fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {
+    match fields.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Envoy logs methods as an enumeration whose names are the methods.
+fn method_name(method: i32) -> &'static str {
+    use envoy_types::pb::envoy::config::core::v3::RequestMethod;
+    RequestMethod::try_from(method).map_or("", |method| method.as_str_name())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Events → ledger, in groups.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::event::Event;
+use crate::drive::{News, growing, jitter};
+use crate::ledger::Ledger;
+use crate::lifecycle::TaskError;
+use crate::telemetry::{KindLabels, Metrics};
+
+/// Between tries of a ledger that fails.
+const FIRST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(5);
+/// Tries after the queue has closed: the process is stopping and cannot wait for ever.
+const LAST_TRIES: u32 = 5;
+
+/// The writer behind the streams.
+pub struct Intake {
+    ledger: Arc<dyn Ledger>,
+    queue: mpsc::Receiver<Event>,
+    news: News,
+    batch: usize,
+    metrics: Metrics,
+}
+
+impl Intake {
+    pub(super) fn new(
+        ledger: Arc<dyn Ledger>,
+        queue: mpsc::Receiver<Event>,
+        news: News,
+        batch: usize,
+        metrics: Metrics,
+    ) -> Self {
+        Self { ledger, queue, news, batch, metrics }
+    }
+
+    /// Commits events until every stream has ended and the queue is empty, whenever the stop comes.
+    ///
+    /// # Errors
+    /// When events could not be committed before the end.
+    pub async fn run(mut self) -> Result<(), TaskError> {
+        let mut events = Vec::with_capacity(self.batch);
+        while self.queue.recv_many(&mut events, self.batch).await > 0 {
+            self.commit(&events).await?;
+            self.metrics.intake_queued.dec_by(i64::try_from(events.len()).unwrap_or(i64::MAX));
+            self.tell(&events);
+            events.clear();
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, events: &[Event]) -> Result<(), TaskError> {
+        let mut failures = 0;
+        while let Err(error) = self.ledger.record(events, Timestamp::now()).await {
+            self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "record_events" }).inc();
+            tracing::error!(%error, events = events.len(), "cannot record {} log events: {error}", events.len());
+            if self.queue.is_closed() && failures >= LAST_TRIES {
+                return Err(format!("{} log events are left to the sweep: {error}", events.len()).into());
+            }
+            tokio::time::sleep(growing(FIRST, MOST, failures, jitter())).await;
+            failures += 1;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Submitted { submission_id, principal_id, workflow_id, .. } => {
+                    tracing::info!(
+                        submission = submission_id,
+                        principal = principal_id,
+                        workflow = workflow_id,
+                        "workflow {workflow_id} is {principal_id}'s"
+                    );
+                    self.news.workflows.notify_one();
+                    self.news.charges.notify_one();
+                }
+                Event::SubmissionRefused { .. } => {}
+                // The reconciler looks for what it made, once it is old enough.
+                Event::SubmissionEnded { submission_id, .. } => tracing::info!(
+                    submission = submission_id,
+                    "submission {submission_id} ended without telling its workflow"
+                ),
+                Event::TaskEnded { .. } | Event::TaskTouched { .. } => self.news.tasks.notify_one(),
+                Event::WorkflowSeen { .. } => self.news.workflows.notify_one(),
+            }
+        }
+    }
+}

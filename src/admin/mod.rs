@@ -1,0 +1,128 @@
+//! The admin listener: is it alive, is it ready, and how much of everything. Nothing on it moves money.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use jiff::Timestamp;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use crate::identity::Identity;
+use crate::ledger::{Backlog, Ledger};
+use crate::lifecycle::Stopping;
+
+/// What the pages show.
+pub struct Admin {
+    pub registry: Registry,
+    pub gauges: Gauges,
+    pub identity: Identity,
+    /// Absent without billing.
+    pub ledger: Option<Arc<dyn Ledger>>,
+    pub stopping: Stopping,
+}
+
+/// Figures that are read when they are asked for.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    identities: Gauge,
+    open_submissions: Gauge,
+    open_workflows: Gauge,
+    held_workflows: Gauge,
+    due_tasks: Gauge,
+    pending: Gauge,
+    held: Gauge,
+    rejected: Gauge,
+    posted: Gauge,
+    oldest_pending_seconds: Gauge,
+}
+
+impl Gauges {
+    /// Registers every gauge; those of the ledger only where there is one.
+    #[must_use]
+    pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
+        let gauges = Self::default();
+        let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        add("tollgate_identity_cache_entries", "Principals in memory", &gauges.identities);
+        if with_ledger {
+            add("tollgate_open_submissions", "Submissions of which no workflow is known", &gauges.open_submissions);
+            add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
+            add("tollgate_held_workflows", "Workflows without an owner", &gauges.held_workflows);
+            add("tollgate_due_tasks", "Tasks to ask FlowMesh after", &gauges.due_tasks);
+            add("tollgate_charges_pending", "Charges to post", &gauges.pending);
+            add("tollgate_charges_held", "Charges without an owner or e-mail", &gauges.held);
+            add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &gauges.rejected);
+            add("tollgate_charges_posted", "Charges that Runmesh has", &gauges.posted);
+            let help = "Age of the oldest charge not posted";
+            add("tollgate_oldest_pending_charge_seconds", help, &gauges.oldest_pending_seconds);
+        }
+        gauges
+    }
+
+    fn set(&self, backlog: &Backlog, now: Timestamp) {
+        for (gauge, value) in [
+            (&self.open_submissions, backlog.open_submissions),
+            (&self.open_workflows, backlog.open_workflows),
+            (&self.held_workflows, backlog.held_workflows),
+            (&self.due_tasks, backlog.due_tasks),
+            (&self.pending, backlog.pending_charges),
+            (&self.held, backlog.held_charges),
+            (&self.rejected, backlog.rejected_charges),
+            (&self.posted, backlog.posted_charges),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        self.oldest_pending_seconds.set(backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs()));
+    }
+}
+
+/// The pages.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::new(admin))
+}
+
+/// Each part by name, so that "not ready" says which.
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    let draining = admin.stopping.drain.is_cancelled();
+    let ledger = match &admin.ledger {
+        None => Ok("off".to_owned()),
+        Some(ledger) => ledger.born_at().await.map(|_| "ok".to_owned()).map_err(|error| error.to_string()),
+    };
+    let ready = !draining && ledger.is_ok();
+    let parts = json!({
+        "ready": ready,
+        "parts": {
+            "listeners": if draining { "draining" } else { "ok" },
+            "ledger": ledger.unwrap_or_else(|error| error),
+        },
+    });
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(parts)).into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    admin.gauges.identities.set(i64::try_from(admin.identity.cached()).unwrap_or(i64::MAX));
+    if let Some(ledger) = &admin.ledger {
+        match ledger.backlog().await {
+            Ok(backlog) => admin.gauges.set(&backlog, Timestamp::now()),
+            // Stale figures would hide the outage; a failed scrape is an alarm of its own.
+            Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        }
+    }
+    let mut text = String::new();
+    match encode(&mut text, &admin.registry) {
+        Ok(()) => {
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, content_type)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}

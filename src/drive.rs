@@ -1,0 +1,165 @@
+//! The lease loop that settling, sweeping and posting share.
+//!
+//! Claim what is due, work on it with bounded concurrency, sleep until the next piece is due or somebody says that
+//! there is news. A step ends before its lease does (its HTTP calls have shorter limits), so no piece is worked on
+//! twice at once; a claim that is never answered for is taken up again when its lease ends. On the stop nothing more is
+//! claimed and what is in flight is finished.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{self, Ledger, Work};
+use crate::lifecycle::TaskError;
+use crate::telemetry::{KindLabels, Metrics};
+
+/// How long claimed work belongs to its claimer: above the sum of the calls a step makes.
+pub const LEASE: Duration = Duration::from_mins(1);
+/// The longest sleep: a wall clock that jumps costs no more than this.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// Between two tries of a ledger that fails.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+
+/// News for the loops: somebody wrote what another may want to act on.
+#[derive(Debug, Clone, Default)]
+pub struct News {
+    pub tasks: Arc<Notify>,
+    pub workflows: Arc<Notify>,
+    pub charges: Arc<Notify>,
+}
+
+impl News {
+    fn of(&self, work: Work) -> Arc<Notify> {
+        match work {
+            Work::Tasks => &self.tasks,
+            Work::Workflows => &self.workflows,
+            Work::Charges => &self.charges,
+        }
+        .clone()
+    }
+}
+
+/// One kind of claimed work.
+pub trait Worker: Send + Sync + 'static {
+    type Item: Send + 'static;
+    const WORK: Work;
+
+    /// How many of `free` pieces to claim now, or how long to claim none.
+    ///
+    /// # Errors
+    /// The pause.
+    fn allowance(&self, free: u32) -> Result<u32, Duration> {
+        Ok(free)
+    }
+
+    /// Claims up to `limit` due pieces.
+    fn claim(&self, at: Timestamp, limit: u32) -> impl Future<Output = Result<Vec<Self::Item>, ledger::Error>> + Send;
+
+    /// Works on one piece and records what came of it.
+    ///
+    /// # Errors
+    /// When that could not be recorded; the piece is then claimed again after its lease.
+    fn step(&self, item: Self::Item) -> impl Future<Output = Result<(), ledger::Error>> + Send;
+}
+
+/// What every loop needs.
+#[derive(Clone)]
+pub struct Driver {
+    pub ledger: Arc<dyn Ledger>,
+    pub news: News,
+    pub metrics: Metrics,
+    pub stop: CancellationToken,
+}
+
+impl Driver {
+    /// Runs a worker until the stop, with at most `concurrency` steps at once.
+    ///
+    /// # Errors
+    /// When a step panicked.
+    pub async fn drive<W: Worker>(self, worker: W, concurrency: usize) -> Result<(), TaskError> {
+        let Self { ledger, news, metrics, stop } = self;
+        let worker = Arc::new(worker);
+        let news = news.of(W::WORK);
+        let mut steps: JoinSet<Result<(), ledger::Error>> = JoinSet::new();
+        let failed = |error: ledger::Error, doing: &'static str| {
+            metrics.ledger_errors.get_or_create(&KindLabels { kind: doing }).inc();
+            tracing::error!(%error, work = ?W::WORK, doing, "{error} ({doing}, {:?})", W::WORK);
+        };
+        loop {
+            let free = u32::try_from(concurrency.saturating_sub(steps.len())).unwrap_or(u32::MAX);
+            let mut pause = LONGEST_SLEEP;
+            let allowance = if free == 0 || stop.is_cancelled() { Err(LONGEST_SLEEP) } else { worker.allowance(free) };
+            match allowance {
+                Err(wait) => pause = wait.min(LONGEST_SLEEP),
+                Ok(limit) => match worker.claim(Timestamp::now(), limit).await {
+                    Ok(items) if !items.is_empty() => {
+                        for item in items {
+                            let worker = worker.clone();
+                            steps.spawn(async move { worker.step(item).await });
+                        }
+                        continue;
+                    }
+                    Ok(_) => match ledger.next_due(W::WORK).await {
+                        Ok(Some(due)) => {
+                            let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+                            // Due since the claim a moment ago at the earliest; the floor only keeps a clock that jumps
+                            // from making this spin.
+                            pause = wait.clamp(Duration::from_millis(5), LONGEST_SLEEP);
+                        }
+                        Ok(None) => {}
+                        Err(error) => {
+                            failed(error, "next_due");
+                            pause = LEDGER_PAUSE;
+                        }
+                    },
+                    Err(error) => {
+                        failed(error, "claim");
+                        pause = LEDGER_PAUSE;
+                    }
+                },
+            }
+            tokio::select! {
+                () = stop.cancelled(), if steps.is_empty() => return Ok(()),
+                ended = steps.join_next(), if !steps.is_empty() => match ended {
+                    Some(Ok(Err(error))) => failed(error, "record"),
+                    Some(Err(panicked)) => return Err(panicked.into()),
+                    Some(Ok(Ok(()))) | None => {}
+                },
+                () = news.notified(), if !stop.is_cancelled() => {}
+                () = tokio::time::sleep(pause), if !stop.is_cancelled() => {}
+            }
+        }
+    }
+}
+
+/// A delay that doubles from `first` to `most`, for the `attempt`th time (from 0), with up to a quarter taken off at
+/// random (`jitter` in 0..1) so that a crowd spreads out.
+#[must_use]
+pub fn growing(first: Duration, most: Duration, attempt: u32, jitter: f64) -> Duration {
+    let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.min(30)));
+    doubled.min(most).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
+}
+
+/// A random fraction in 0..1, for [`growing`].
+#[must_use]
+pub fn jitter() -> f64 {
+    fastrand::f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growing_delay_doubles_to_its_cap_and_jitter_takes_at_most_a_quarter() {
+        let second = Duration::from_secs(1);
+        let delays: Vec<u64> = (0..8).map(|n| growing(second, second * 60, n, 0.0).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(growing(second * 4, second * 60, 0, 1.0), second * 3);
+        assert_eq!(growing(second, second * 300, u32::MAX, 0.0), second * 300);
+    }
+}

@@ -1,0 +1,256 @@
+//! The durable store: principals, submissions, workflows, tasks, charges.
+//!
+//! One trait, so that another database can be held to the same behaviour. Invariants that every implementation keeps:
+//!
+//! - each method is one transaction: it has happened entirely or not at all when the process dies;
+//! - each move is idempotent: repeating it changes nothing;
+//! - a charge is keyed by its task, and an execution is charged once;
+//! - a charge leaves `pending` only by Runmesh's word, and nothing unposted is ever deleted;
+//! - claimed work carries a lease: who claimed it must be done before the lease ends, else somebody else takes it.
+
+pub mod sqlite;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::access_log::event::Event;
+use crate::principal::Principal;
+
+/// Why a ledger operation failed. All but [`Error::Open`] may pass by themselves.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// At start: the store cannot be used.
+    #[error("cannot open the ledger {path}: {reason}")]
+    Open { path: PathBuf, reason: String },
+    /// The database refused or failed.
+    #[error("ledger: {0}")]
+    Database(String),
+}
+
+/// A submission that Check is about to let through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSubmission<'a> {
+    /// Minted by Check; what it is told back may be another, when this is a repeat.
+    pub submission_id: &'a str,
+    pub principal: &'a Principal,
+    /// Envoy's request id.
+    pub request_id: &'a str,
+    pub at: Timestamp,
+}
+
+/// A task to ask FlowMesh after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueTask {
+    pub task_id: String,
+    /// Asked since the last evidence, this time not counted.
+    pub attempts: u32,
+    /// There is evidence that it ended: ask until it has.
+    pub eager: bool,
+}
+
+/// A workflow to ask FlowMesh after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueWorkflow {
+    pub workflow_id: String,
+    /// Asked before, this time not counted.
+    pub sweeps: u32,
+    /// Its owner has been looked for in vain, or not yet.
+    pub needs_owner: bool,
+    /// Nobody has looked for its owner yet.
+    pub is_new: bool,
+    /// When the ledger first heard of it.
+    pub noted_at: Timestamp,
+}
+
+/// A submission that may have made a workflow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenSubmission {
+    pub submission_id: String,
+    pub principal_id: String,
+    pub opened_at: Timestamp,
+    /// When the log said that its request was over.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Whose a workflow is, when no log entry told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attribution {
+    /// It is older than the ledger: not ours.
+    Ignored,
+    /// All open submissions at its time are this principal's.
+    Matched { submission_id: String, principal_id: String },
+    /// Nobody, or more than one: the operator decides.
+    Held { reason: String },
+}
+
+/// What a finished execution costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// US dollars, plain decimal notation.
+    pub cost: String,
+    /// Seconds, truncated toward zero.
+    pub duration_sec: i64,
+    /// US dollars per hour, a JSON number.
+    pub cost_per_hour: String,
+    /// `DONE`, `FAILED` or `CANCELLED`.
+    pub task_status: String,
+    pub assigned_worker: Option<String>,
+    pub started_at: Option<String>,
+    pub finished_at: Option<String>,
+    /// Namespace of the worker.
+    pub supplier_id: Option<String>,
+}
+
+/// What FlowMesh says of a task that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    Usage(Usage),
+    /// It ended without running.
+    Nothing,
+    /// FlowMesh does not know it any more.
+    Gone,
+}
+
+/// What settling a task came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    Charged {
+        principal_id: String,
+    },
+    /// Charged, but nobody or nowhere to send it yet.
+    Held {
+        reason: &'static str,
+    },
+    /// Its execution is charged under another task.
+    Merged,
+    Nothing,
+    /// Its workflow is older than the ledger.
+    Ignored,
+    Gone,
+    /// It was settled before.
+    Already,
+    /// Whose the workflow is has not been looked for yet: ask again soon.
+    Deferred,
+}
+
+/// A charge to post.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueCharge {
+    pub task_id: String,
+    pub workflow_id: Option<String>,
+    pub principal_id: String,
+    pub email: String,
+    pub cost: String,
+    pub duration_sec: i64,
+    pub cost_per_hour: String,
+    pub task_status: String,
+    /// Posts tried before.
+    pub attempts: u32,
+}
+
+/// Rows by state, for metrics and people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Backlog {
+    pub open_submissions: u64,
+    pub open_workflows: u64,
+    pub held_workflows: u64,
+    pub due_tasks: u64,
+    pub pending_charges: u64,
+    pub held_charges: u64,
+    pub rejected_charges: u64,
+    pub posted_charges: u64,
+    pub oldest_pending: Option<Timestamp>,
+}
+
+/// The store. Times are passed in; `lease` is how long claimed work belongs to its claimer.
+#[async_trait::async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// When this ledger was made: workflows from before are not ours.
+    async fn born_at(&self) -> Result<Timestamp, Error>;
+
+    /// Records a submission, its principal, and their e-mail; charges held for want of one are released. Returns the id
+    /// under which the submission stands, which is an older one when this is a repeat.
+    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error>;
+
+    /// Records what the log told, all of it in one transaction.
+    async fn record(&self, events: &[Event], at: Timestamp) -> Result<(), Error>;
+
+    /// Notes workflows that FlowMesh has, and returns how many were news: `Some(time)` to look for their owner then,
+    /// `None` when they are older than the ledger.
+    async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error>;
+
+    /// Brings workflows whose owner was looked for in vain since `since` up for another look.
+    async fn revisit_held(&self, since: Timestamp, at: Timestamp) -> Result<(), Error>;
+
+    /// Claims workflows that are due.
+    async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error>;
+
+    /// Submissions still open that began from `since` to `until`.
+    async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error>;
+
+    /// Records whose a workflow is, unless that is known already; its held charges are released.
+    async fn attribute(&self, workflow_id: &str, attribution: &Attribution, at: Timestamp) -> Result<(), Error>;
+
+    /// Records the tasks of a workflow; those in `ended` are asked after at once. Returns how many are not settled.
+    async fn note_tasks(
+        &self,
+        workflow_id: &str,
+        task_ids: &[String],
+        ended: &[String],
+        at: Timestamp,
+    ) -> Result<u64, Error>;
+
+    /// Ends a sweep: to be repeated at `again`, or never when everything is settled or the workflow gone.
+    async fn swept(&self, workflow_id: &str, next: NextSweep) -> Result<(), Error>;
+
+    /// Claims tasks that are due.
+    async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error>;
+
+    /// Ends a question after a task that is not over: to be asked again at `again`, or when something is heard of it.
+    async fn unsettled(&self, task_id: &str, again: Option<Timestamp>, at: Timestamp) -> Result<(), Error>;
+
+    /// Settles a task that is over: at most one charge, and one per execution.
+    async fn settle(
+        &self,
+        task_id: &str,
+        workflow_id: Option<&str>,
+        settlement: &Settlement,
+        at: Timestamp,
+    ) -> Result<Settled, Error>;
+
+    /// Claims charges to post.
+    async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error>;
+
+    /// Runmesh has it.
+    async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error>;
+
+    /// It did not work; to be tried again at `again`.
+    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp) -> Result<(), Error>;
+
+    /// Runmesh refused it for good.
+    async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error>;
+
+    /// When the next piece of work is due, leases of others included.
+    async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error>;
+
+    /// Counts by state.
+    async fn backlog(&self) -> Result<Backlog, Error>;
+}
+
+/// What comes after a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextSweep {
+    At(Timestamp),
+    Settled,
+    Gone,
+}
+
+/// The three kinds of claimed work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    Tasks,
+    Workflows,
+    Charges,
+}

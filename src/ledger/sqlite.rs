@@ -1,0 +1,348 @@
+//! The embedded ledger: one SQLite file, one process.
+//!
+//! WAL with `synchronous=FULL`: a committed transaction survives a power cut. One connection writes, so writers queue
+//! in Tollgate instead of meeting SQLite's busy handler; a few others read. A lock file keeps a second `serve` out,
+//! which is why leases of an earlier process can be lifted at start: it is dead.
+
+mod charges;
+mod submissions;
+mod work;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::{
+    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Ledger, NewSubmission, NextSweep, OpenSubmission,
+    Settled, Settlement, Work,
+};
+use crate::access_log::event::Event;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// How long a statement waits for another connection's lock: only the checkpointer and tools are others.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+/// The ledger of one process.
+#[derive(Debug)]
+pub struct SqliteLedger {
+    write: SqlitePool,
+    read: SqlitePool,
+    /// Held as long as the ledger lives; the kernel lets go of it however the process ends.
+    _lock: File,
+}
+
+impl SqliteLedger {
+    /// Opens or makes the ledger at `path` and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`Error::Open`] when the file cannot be used: no permission, not a ledger, from a newer version, in use.
+    pub async fn open(path: &Path, at: Timestamp) -> Result<Self, Error> {
+        let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
+        let lock = lock(path).map_err(&fail)?;
+        let options = SqliteConnectOptions::from_str("sqlite:")
+            .map_err(|error| fail(error.to_string()))?
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = |connections: u32, options: SqliteConnectOptions| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY_TIMEOUT).connect_with(options)
+        };
+        let write = pool(1, options.clone()).await.map_err(|error| fail(error.to_string()))?;
+        MIGRATIONS.run(&write).await.map_err(|error| fail(error.to_string()))?;
+        let ledger = Self {
+            write,
+            read: pool(4, options.read_only(true)).await.map_err(|error| fail(error.to_string()))?,
+            _lock: lock,
+        };
+        ledger.begin_life(at).await.map_err(|error| fail(error.to_string()))?;
+        Ok(ledger)
+    }
+
+    async fn begin_life(&self, at: Timestamp) -> Result<(), sqlx::Error> {
+        let mut tx = self.begin().await?;
+        sqlx::query("INSERT INTO ledger (id, born_at) VALUES (1, ?) ON CONFLICT DO NOTHING")
+            .bind(ms(at))
+            .execute(&mut *tx)
+            .await?;
+        for lift in [
+            "UPDATE workflows SET leased_until = 0 WHERE leased_until <> 0",
+            "UPDATE tasks SET leased_until = 0 WHERE leased_until <> 0",
+            "UPDATE charges SET leased_until = 0 WHERE leased_until <> 0",
+        ] {
+            sqlx::query(lift).execute(&mut *tx).await?;
+        }
+        tx.commit().await
+    }
+
+    /// A transaction that holds the write lock from its start, so that it cannot fail half-way for want of it.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.write.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    /// Waits until every connection is closed, which also folds the WAL into the file.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Takes the lock file beside the ledger.
+fn lock(path: &Path) -> Result<File, String> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let file = File::create(&name).map_err(|error| format!("cannot write {}: {error}", name.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err("another tollgate process uses it".to_owned()),
+        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", name.display())),
+    }
+}
+
+/// Milliseconds since the epoch, as the schema keeps times.
+fn ms(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}
+
+fn time(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
+}
+
+fn until(at: Timestamp, lease: Duration) -> i64 {
+    ms(at).saturating_add(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[async_trait::async_trait]
+impl Ledger for SqliteLedger {
+    async fn born_at(&self) -> Result<Timestamp, Error> {
+        Ok(time(sqlx::query_scalar("SELECT born_at FROM ledger").fetch_one(&self.read).await?))
+    }
+
+    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
+        let mut tx = self.begin().await?;
+        let id = submissions::open(&mut tx, submission).await?;
+        tx.commit().await?;
+        Ok(id)
+    }
+
+    async fn record(&self, events: &[Event], at: Timestamp) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        for event in events {
+            work::record(&mut tx, event, at).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error> {
+        let mut tx = self.begin().await?;
+        let mut news = 0;
+        for (workflow_id, sweep_at) in workflows {
+            news += work::note_workflow(&mut tx, workflow_id, *sweep_at, at).await?;
+        }
+        tx.commit().await?;
+        Ok(news)
+    }
+
+    async fn revisit_held(&self, since: Timestamp, at: Timestamp) -> Result<(), Error> {
+        sqlx::query(
+            "UPDATE workflows SET state = 'open', sweep_at = MIN(sweep_at, ?1)
+             WHERE attribution = 'held' AND state IN ('open', 'settled') AND noted_at >= ?2",
+        )
+        .bind(ms(at))
+        .bind(ms(since))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error> {
+        let rows = sqlx::query(
+            "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
+                 SELECT workflow_id FROM workflows
+                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY sweep_at LIMIT ?3)
+             RETURNING workflow_id, sweeps, attribution, noted_at",
+        )
+        .bind(ms(at))
+        .bind(until(at, lease))
+        .bind(limit)
+        .fetch_all(&self.write)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let attribution: Option<String> = row.try_get("attribution")?;
+                Ok(DueWorkflow {
+                    workflow_id: row.try_get("workflow_id")?,
+                    sweeps: row.try_get("sweeps")?,
+                    needs_owner: matches!(attribution.as_deref(), None | Some("held")),
+                    is_new: attribution.is_none(),
+                    noted_at: time(row.try_get("noted_at")?),
+                })
+            })
+            .collect()
+    }
+
+    async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error> {
+        let rows = sqlx::query(
+            "SELECT submission_id, principal_id, opened_at, ended_at FROM submissions
+             WHERE state = 'open' AND opened_at BETWEEN ?1 AND ?2 ORDER BY opened_at",
+        )
+        .bind(ms(since))
+        .bind(ms(until))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let ended_at: Option<i64> = row.try_get("ended_at")?;
+                Ok(OpenSubmission {
+                    submission_id: row.try_get("submission_id")?,
+                    principal_id: row.try_get("principal_id")?,
+                    opened_at: time(row.try_get("opened_at")?),
+                    ended_at: ended_at.map(time),
+                })
+            })
+            .collect()
+    }
+
+    async fn attribute(&self, workflow_id: &str, attribution: &Attribution, at: Timestamp) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        work::attribute(&mut tx, workflow_id, attribution, at).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn note_tasks(
+        &self,
+        workflow_id: &str,
+        task_ids: &[String],
+        ended: &[String],
+        at: Timestamp,
+    ) -> Result<u64, Error> {
+        let mut tx = self.begin().await?;
+        for task_id in task_ids {
+            work::note_task(&mut tx, workflow_id, task_id, ended.contains(task_id), at).await?;
+        }
+        let open: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tasks WHERE workflow_id = ? AND state = 'open'")
+            .bind(workflow_id)
+            .fetch_one(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(open.unsigned_abs())
+    }
+
+    async fn swept(&self, workflow_id: &str, next: NextSweep) -> Result<(), Error> {
+        let (state, sweep_at) = match next {
+            NextSweep::At(at) => ("open", Some(ms(at))),
+            NextSweep::Settled => ("settled", None),
+            NextSweep::Gone => ("gone", None),
+        };
+        sqlx::query(
+            "UPDATE workflows SET leased_until = 0, sweeps = sweeps + 1, state = ?2, sweep_at = COALESCE(?3, sweep_at)
+             WHERE workflow_id = ?1 AND state = 'open'",
+        )
+        .bind(workflow_id)
+        .bind(state)
+        .bind(sweep_at)
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error> {
+        let rows = sqlx::query(
+            "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
+                 SELECT task_id FROM tasks
+                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY settle_at LIMIT ?3)
+             RETURNING task_id, attempts, eager",
+        )
+        .bind(ms(at))
+        .bind(until(at, lease))
+        .bind(limit)
+        .fetch_all(&self.write)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(DueTask {
+                    task_id: row.try_get("task_id")?,
+                    attempts: row.try_get("attempts")?,
+                    eager: row.try_get("eager")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn unsettled(&self, task_id: &str, again: Option<Timestamp>, at: Timestamp) -> Result<(), Error> {
+        sqlx::query(
+            "UPDATE tasks SET leased_until = 0, settle_at = ?2, attempts = attempts + 1, asked_at = ?3
+             WHERE task_id = ?1 AND state = 'open'",
+        )
+        .bind(task_id)
+        .bind(again.map(ms))
+        .bind(ms(at))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    async fn settle(
+        &self,
+        task_id: &str,
+        workflow_id: Option<&str>,
+        settlement: &Settlement,
+        at: Timestamp,
+    ) -> Result<Settled, Error> {
+        let mut tx = self.begin().await?;
+        let settled = charges::settle(&mut tx, task_id, workflow_id, settlement, at).await?;
+        tx.commit().await?;
+        Ok(settled)
+    }
+
+    async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error> {
+        Ok(charges::claim(&self.write, ms(at), until(at, lease), limit).await?)
+    }
+
+    async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
+        Ok(charges::posted(&self.write, task_id, at).await?)
+    }
+
+    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp) -> Result<(), Error> {
+        Ok(charges::failed(&self.write, task_id, error, again).await?)
+    }
+
+    async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
+        Ok(charges::rejected(&self.write, task_id, answer).await?)
+    }
+
+    async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {
+        let query = match work {
+            Work::Tasks => {
+                "SELECT MIN(MAX(settle_at, leased_until)) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL"
+            }
+            Work::Workflows => "SELECT MIN(MAX(sweep_at, leased_until)) FROM workflows WHERE state = 'open'",
+            Work::Charges => "SELECT MIN(MAX(post_at, leased_until)) FROM charges WHERE state = 'pending'",
+        };
+        let due: Option<i64> = sqlx::query_scalar(query).fetch_one(&self.read).await?;
+        Ok(due.map(time))
+    }
+
+    async fn backlog(&self) -> Result<Backlog, Error> {
+        charges::backlog(&self.read).await.map_err(Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests;

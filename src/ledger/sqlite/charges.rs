@@ -1,0 +1,226 @@
+//! Charge rows: settling writes them, posting moves them.
+
+use jiff::Timestamp;
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::{ms, time};
+use crate::ledger::{Backlog, DueCharge, Settled, Settlement, Usage};
+
+/// Settles a task that is over.
+pub async fn settle(
+    tx: &mut SqliteConnection,
+    task_id: &str,
+    workflow_id: Option<&str>,
+    settlement: &Settlement,
+    at: Timestamp,
+) -> Result<Settled, sqlx::Error> {
+    let settled: Option<String> =
+        sqlx::query_scalar("SELECT task_id FROM tasks WHERE task_id = ? AND state = 'settled'")
+            .bind(task_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    if settled.is_some() {
+        return Ok(Settled::Already);
+    }
+    let settled = match settlement {
+        Settlement::Nothing => Settled::Nothing,
+        Settlement::Gone => Settled::Gone,
+        Settlement::Usage(usage) => match owner(tx, workflow_id, at).await? {
+            Owner::NotLookedFor => return Ok(Settled::Deferred),
+            Owner::Ignored => Settled::Ignored,
+            owner => charge(tx, task_id, workflow_id, usage, owner, at).await?,
+        },
+    };
+    let outcome = match settled {
+        Settled::Charged { .. } | Settled::Held { .. } => "charged",
+        Settled::Merged => "merged",
+        Settled::Nothing | Settled::Already | Settled::Deferred => "nothing",
+        Settled::Ignored => "ignored",
+        Settled::Gone => "gone",
+    };
+    sqlx::query(
+        "INSERT INTO tasks (task_id, workflow_id, state, outcome, asked_at) VALUES (?1, ?2, 'settled', ?3, ?4)
+         ON CONFLICT (task_id) DO UPDATE SET state = 'settled', outcome = ?3, asked_at = ?4, settle_at = NULL,
+             leased_until = 0, workflow_id = COALESCE(?2, workflow_id)",
+    )
+    .bind(task_id)
+    .bind(workflow_id)
+    .bind(outcome)
+    .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(settled)
+}
+
+enum Owner {
+    Known { principal_id: String, has_email: bool },
+    LookedForInVain,
+    NotLookedFor,
+    Ignored,
+}
+
+async fn owner(tx: &mut SqliteConnection, workflow_id: Option<&str>, at: Timestamp) -> Result<Owner, sqlx::Error> {
+    // A task of no workflow is nobody's.
+    let Some(workflow_id) = workflow_id else { return Ok(Owner::LookedForInVain) };
+    // The task may be known before its workflow is: then the sweep looks for the owner first.
+    super::work::note_workflow(tx, workflow_id, Some(at), at).await?;
+    let row = sqlx::query(
+        "SELECT state, attribution, workflows.principal_id, email
+         FROM workflows LEFT JOIN principals USING (principal_id) WHERE workflow_id = ?",
+    )
+    .bind(workflow_id)
+    .fetch_one(tx)
+    .await?;
+    let principal_id: Option<String> = row.try_get("principal_id")?;
+    if let Some(principal_id) = principal_id {
+        let email: Option<String> = row.try_get("email")?;
+        return Ok(Owner::Known { principal_id, has_email: email.is_some() });
+    }
+    if row.try_get::<String, _>("state")? == "ignored" {
+        return Ok(Owner::Ignored);
+    }
+    let attribution: Option<String> = row.try_get("attribution")?;
+    Ok(if attribution.is_some() { Owner::LookedForInVain } else { Owner::NotLookedFor })
+}
+
+async fn charge(
+    tx: &mut SqliteConnection,
+    task_id: &str,
+    workflow_id: Option<&str>,
+    usage: &Usage,
+    owner: Owner,
+    at: Timestamp,
+) -> Result<Settled, sqlx::Error> {
+    let (principal_id, state, hold_reason) = match owner {
+        Owner::Known { principal_id, has_email: true } => (Some(principal_id), "pending", None),
+        Owner::Known { principal_id, has_email: false } => (Some(principal_id), "held", Some("no_email")),
+        Owner::LookedForInVain | Owner::NotLookedFor | Owner::Ignored => (None, "held", Some("no_owner")),
+    };
+    let inserted = sqlx::query(
+        "INSERT INTO charges (task_id, workflow_id, principal_id, supplier_id, cost, duration_sec, cost_per_hour,
+             task_status, assigned_worker, started_at, finished_at, state, hold_reason, post_at, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(task_id)
+    .bind(workflow_id)
+    .bind(&principal_id)
+    .bind(&usage.supplier_id)
+    .bind(&usage.cost)
+    .bind(usage.duration_sec)
+    .bind(&usage.cost_per_hour)
+    .bind(&usage.task_status)
+    .bind(&usage.assigned_worker)
+    .bind(&usage.started_at)
+    .bind(&usage.finished_at)
+    .bind(state)
+    .bind(hold_reason)
+    .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(match (inserted.rows_affected(), hold_reason, principal_id) {
+        (0, ..) => Settled::Merged,
+        (_, None, Some(principal_id)) => Settled::Charged { principal_id },
+        (_, reason, _) => Settled::Held { reason: reason.unwrap_or("no_owner") },
+    })
+}
+
+/// Claims charges to post.
+pub async fn claim(pool: &SqlitePool, at: i64, until: i64, limit: u32) -> Result<Vec<DueCharge>, sqlx::Error> {
+    let rows = sqlx::query(
+        "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
+             SELECT task_id FROM charges
+             WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1 ORDER BY post_at LIMIT ?3)
+         RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
+             (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
+    )
+    .bind(at)
+    .bind(until)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(DueCharge {
+                task_id: row.try_get("task_id")?,
+                workflow_id: row.try_get("workflow_id")?,
+                principal_id: row.try_get("principal_id")?,
+                email: row.try_get("email")?,
+                cost: row.try_get("cost")?,
+                duration_sec: row.try_get("duration_sec")?,
+                cost_per_hour: row.try_get("cost_per_hour")?,
+                task_status: row.try_get("task_status")?,
+                attempts: row.try_get("attempts")?,
+            })
+        })
+        .collect()
+}
+
+/// Runmesh has it.
+pub async fn posted(pool: &SqlitePool, task_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE charges SET state = 'posted', posted_at = ?2, attempts = attempts + 1, leased_until = 0, last_error = NULL
+         WHERE task_id = ?1 AND state = 'pending'",
+    )
+    .bind(task_id)
+    .bind(ms(at))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// It did not work.
+pub async fn failed(pool: &SqlitePool, task_id: &str, error: &str, again: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = ?2, post_at = ?3
+         WHERE task_id = ?1 AND state = 'pending'",
+    )
+    .bind(task_id)
+    .bind(error)
+    .bind(ms(again))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Runmesh refused it for good.
+pub async fn rejected(pool: &SqlitePool, task_id: &str, answer: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = ?2
+         WHERE task_id = ?1 AND state = 'pending'",
+    )
+    .bind(task_id)
+    .bind(answer)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Counts by state.
+pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT (SELECT COUNT(*) FROM submissions WHERE state = 'open') AS open_submissions,
+                (SELECT COUNT(*) FROM workflows WHERE state = 'open') AS open_workflows,
+                (SELECT COUNT(*) FROM workflows WHERE attribution = 'held' AND state <> 'ignored') AS held_workflows,
+                (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS due_tasks,
+                (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
+                (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
+                (SELECT COUNT(*) FROM charges WHERE state = 'rejected') AS rejected_charges,
+                (SELECT COUNT(*) FROM charges WHERE state = 'posted') AS posted_charges,
+                (SELECT MIN(created_at) FROM charges WHERE state = 'pending') AS oldest_pending",
+    )
+    .fetch_one(pool)
+    .await?;
+    let count = |name: &str| row.try_get::<i64, _>(name).map(i64::unsigned_abs);
+    Ok(Backlog {
+        open_submissions: count("open_submissions")?,
+        open_workflows: count("open_workflows")?,
+        held_workflows: count("held_workflows")?,
+        due_tasks: count("due_tasks")?,
+        pending_charges: count("pending_charges")?,
+        held_charges: count("held_charges")?,
+        rejected_charges: count("rejected_charges")?,
+        posted_charges: count("posted_charges")?,
+        oldest_pending: row.try_get::<Option<i64>, _>("oldest_pending")?.map(time),
+    })
+}

@@ -1,0 +1,93 @@
+//! Submission and principal rows.
+
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+use super::ms;
+use crate::ledger::NewSubmission;
+
+/// Inserts a submission and returns the id under which it stands.
+pub async fn open(tx: &mut SqliteConnection, submission: NewSubmission<'_>) -> Result<String, sqlx::Error> {
+    let NewSubmission { submission_id, principal, request_id, at } = submission;
+    see_principal(tx, &principal.id, principal.email.as_deref(), at).await?;
+    // The no-op update makes RETURNING answer with the older row when this is a repeat.
+    sqlx::query_scalar(
+        "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state) VALUES (?, ?, ?, ?, 'open')
+         ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
+         RETURNING submission_id",
+    )
+    .bind(submission_id)
+    .bind(&principal.id)
+    .bind(request_id)
+    .bind(ms(at))
+    .fetch_one(tx)
+    .await
+}
+
+/// Records that a principal was seen. An e-mail releases what was held for want of one; none leaves the known one.
+pub async fn see_principal(
+    tx: &mut SqliteConnection,
+    principal_id: &str,
+    email: Option<&str>,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO principals (principal_id, email, seen_at) VALUES (?1, ?2, ?3)
+         ON CONFLICT (principal_id) DO UPDATE
+         SET email = COALESCE(excluded.email, email), seen_at = MAX(seen_at, excluded.seen_at)",
+    )
+    .bind(principal_id)
+    .bind(email)
+    .bind(ms(at))
+    .execute(&mut *tx)
+    .await?;
+    if email.is_some() {
+        sqlx::query(
+            "UPDATE charges SET state = 'pending', hold_reason = NULL, post_at = ?2
+             WHERE principal_id = ?1 AND state = 'held' AND hold_reason = 'no_email'",
+        )
+        .bind(principal_id)
+        .bind(ms(at))
+        .execute(tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Closes a submission that made no workflow.
+pub async fn refuse(tx: &mut SqliteConnection, submission_id: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE submissions SET state = 'refused' WHERE submission_id = ? AND state = 'open'")
+        .bind(submission_id)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes when a submission's request was over.
+pub async fn end(tx: &mut SqliteConnection, submission_id: &str, ended: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE submissions SET ended_at = ? WHERE submission_id = ? AND state = 'open'")
+        .bind(ms(ended))
+        .bind(submission_id)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Ties a submission to the workflow it made.
+pub async fn resolve(
+    tx: &mut SqliteConnection,
+    submission_id: &str,
+    workflow_id: &str,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE submissions SET state = 'resolved', workflow_id = ?2, ended_at = COALESCE(ended_at, ?3)
+         WHERE submission_id = ?1 AND state <> 'resolved'",
+    )
+    .bind(submission_id)
+    .bind(workflow_id)
+    .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,332 @@
+use std::path::PathBuf;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+use crate::ledger::Usage;
+use crate::principal::Principal;
+
+const LEASE: Duration = Duration::from_mins(1);
+
+struct Fixture {
+    ledger: SqliteLedger,
+    dir: tempfile::TempDir,
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).expect("valid")
+}
+
+fn principal(id: &str, email: Option<&str>) -> Principal {
+    Principal { id: id.to_owned(), email: email.map(str::to_owned), scopes: String::new() }
+}
+
+fn usage(worker: &str) -> Settlement {
+    Settlement::Usage(Usage {
+        cost: "0.42".into(),
+        duration_sec: 12,
+        cost_per_hour: "1.5".into(),
+        task_status: "DONE".into(),
+        assigned_worker: Some(worker.into()),
+        started_at: Some("2026-11-22T08:00:02Z".into()),
+        finished_at: Some("2026-11-22T08:01:14.5Z".into()),
+        supplier_id: Some("acme".into()),
+    })
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        Self { ledger: Self::open_in(&dir).await, dir }
+    }
+
+    async fn open_in(dir: &tempfile::TempDir) -> SqliteLedger {
+        SqliteLedger::open(&dir.path().join("ledger.db"), at(0)).await.expect("opens")
+    }
+
+    async fn submit(&self, principal: &Principal, request: &str, second: i64) -> String {
+        let row =
+            NewSubmission { submission_id: &format!("sub-{request}"), principal, request_id: request, at: at(second) };
+        self.ledger.open_submission(row).await.expect("committed")
+    }
+
+    async fn submitted(&self, submission: &str, principal: &str, workflow: &str, second: i64) {
+        let event = Event::Submitted {
+            submission_id: submission.into(),
+            principal_id: principal.into(),
+            workflow_id: workflow.into(),
+            at: at(second),
+        };
+        self.ledger.record(&[event], at(second)).await.expect("committed");
+    }
+
+    /// A principal's workflow, known from the log.
+    async fn workflow(&self, id: &str, principal: &Principal) {
+        let submission = self.submit(principal, id, 1).await;
+        self.submitted(&submission, &principal.id, id, 2).await;
+    }
+
+    async fn settle(&self, task: &str, workflow: &str, worker: &str) -> Settled {
+        self.ledger.settle(task, Some(workflow), &usage(worker), at(10)).await.expect("committed")
+    }
+
+    async fn due_charges(&self, second: i64) -> Vec<DueCharge> {
+        self.ledger.claim_charges(at(second), LEASE, 10).await.expect("claimed")
+    }
+
+    async fn backlog(&self) -> Backlog {
+        self.ledger.backlog().await.expect("counted")
+    }
+}
+
+fn alice() -> Principal {
+    principal("alice", Some("alice@example.com"))
+}
+
+fn charged(principal: &str) -> Settled {
+    Settled::Charged { principal_id: principal.into() }
+}
+
+#[tokio::test]
+async fn a_repeated_check_finds_its_own_submission_and_another_request_does_not() {
+    let fixture = Fixture::new().await;
+    let first = fixture.submit(&alice(), "r1", 1).await;
+    let row = NewSubmission { submission_id: "sub-other", principal: &alice(), request_id: "r1", at: at(2) };
+    assert_eq!(fixture.ledger.open_submission(row).await.expect("committed"), first);
+    assert_ne!(fixture.submit(&alice(), "r2", 3).await, first);
+
+    assert_eq!(fixture.backlog().await.open_submissions, 2);
+}
+
+#[tokio::test]
+async fn a_settled_task_is_one_pending_charge_of_the_workflows_owner_however_often_it_is_settled() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Already);
+    let due = fixture.due_charges(10).await;
+    let [charge] = due.as_slice() else { panic!("{due:?}") };
+    assert_eq!((charge.email.as_str(), charge.cost.as_str(), charge.attempts), ("alice@example.com", "0.42", 0));
+    assert_eq!(charge.workflow_id.as_deref(), Some("wfl-1"));
+}
+
+#[tokio::test]
+async fn an_execution_that_several_tasks_show_is_charged_once() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.settle("tsk-2", "wfl-1", "wrk-1").await, Settled::Merged);
+    assert_eq!(fixture.settle("tsk-3", "wfl-1", "wrk-2").await, charged("alice"));
+    assert_eq!(fixture.backlog().await.pending_charges, 2);
+}
+
+#[tokio::test]
+async fn executions_that_flowmesh_does_not_name_are_never_taken_for_one() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    let Settlement::Usage(mut usage) = usage("wrk-1") else { unreachable!() };
+    usage.started_at = None;
+    for task in ["tsk-1", "tsk-2"] {
+        let settled = fixture.ledger.settle(task, Some("wfl-1"), &Settlement::Usage(usage.clone()), at(10)).await;
+        assert_eq!(settled.expect("committed"), charged("alice"));
+    }
+}
+
+#[tokio::test]
+async fn a_charge_without_an_e_mail_is_held_until_its_owner_shows_up_with_one() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &principal("carol", None)).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Held { reason: "no_email" });
+    assert!(fixture.due_charges(20).await.is_empty());
+    fixture.submit(&principal("carol", None), "r2", 20).await;
+    assert!(fixture.due_charges(20).await.is_empty());
+    fixture.submit(&principal("carol", Some("carol@example.com")), "r3", 30).await;
+    assert_eq!(
+        fixture.due_charges(30).await.first().map(|due| due.email.clone()).as_deref(),
+        Some("carol@example.com")
+    );
+}
+
+#[tokio::test]
+async fn a_task_waits_until_its_workflows_owner_has_been_looked_for() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Deferred);
+    let due = fixture.ledger.claim_workflows(at(10), LEASE, 10).await.expect("claimed");
+    assert!(matches!(due.as_slice(), [DueWorkflow { is_new: true, needs_owner: true, .. }]), "{due:?}");
+    fixture.submitted("sub-x", "alice", "wfl-1", 11).await;
+    // Nobody has told Alice's e-mail yet.
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Held { reason: "no_email" });
+    fixture.submit(&alice(), "r1", 12).await;
+    assert_eq!(fixture.due_charges(12).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_held_workflow_is_freed_by_its_own_log_entry_however_late() {
+    let fixture = Fixture::new().await;
+    let submission = fixture.submit(&alice(), "r1", 1).await;
+    fixture.ledger.note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
+    let held = Attribution::Held { reason: "several".into() };
+    fixture.ledger.attribute("wfl-1", &held, at(3)).await.expect("committed");
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Held { reason: "no_owner" });
+    assert_eq!(fixture.backlog().await.held_workflows, 1);
+    fixture.submitted(&submission, "alice", "wfl-1", 20).await;
+    let due = fixture.due_charges(20).await;
+    assert_eq!(due.first().map(|due| due.principal_id.as_str()), Some("alice"));
+    assert_eq!(fixture.backlog().await.held_workflows, 0);
+}
+
+#[tokio::test]
+async fn a_match_uses_up_its_submission_and_yields_to_the_log() {
+    let fixture = Fixture::new().await;
+    let submission = fixture.submit(&alice(), "r1", 1).await;
+    let workflows = [("wfl-1".into(), Some(at(2))), ("wfl-2".into(), Some(at(2)))];
+    fixture.ledger.note_workflows(&workflows, at(2)).await.expect("noted");
+    let matched = Attribution::Matched { submission_id: submission.clone(), principal_id: "alice".into() };
+    for workflow in ["wfl-1", "wfl-2"] {
+        fixture.ledger.attribute(workflow, &matched, at(3)).await.expect("committed");
+    }
+    assert!(fixture.ledger.open_submissions(at(0), at(10)).await.expect("read").is_empty());
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.settle("tsk-2", "wfl-2", "wrk-2").await, Settled::Deferred, "one submission makes one workflow");
+    // The log knows better, as long as nothing was posted.
+    fixture.submit(&principal("bob", Some("bob@example.com")), "r2", 4).await;
+    fixture.submitted("sub-r2", "bob", "wfl-1", 5).await;
+    assert_eq!(fixture.due_charges(20).await.first().map(|due| due.email.clone()).as_deref(), Some("bob@example.com"));
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_ledger_is_not_billed_unless_the_log_says_it_is_ours() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.ledger.note_workflows(&[("wfl-1".into(), None)], at(1)).await.expect("noted"), 1);
+    assert_eq!(fixture.ledger.note_workflows(&[("wfl-1".into(), None)], at(1)).await.expect("noted"), 0);
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Ignored);
+    assert_eq!(fixture.backlog().await, Backlog::default());
+    fixture.workflow("wfl-1", &alice()).await;
+    let due = fixture.ledger.claim_tasks(at(10), LEASE, 10).await.expect("claimed");
+    assert_eq!(due.first().map(|due| due.task_id.as_str()), Some("tsk-1"));
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+}
+
+#[tokio::test]
+async fn claimed_work_belongs_to_its_claimer_until_the_lease_ends() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    assert_eq!(fixture.due_charges(10).await.len(), 1);
+    assert!(fixture.due_charges(69).await.is_empty());
+    assert_eq!(fixture.ledger.next_due(Work::Charges).await.expect("read"), Some(at(70)));
+    assert_eq!(fixture.due_charges(70).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_lifts_the_leases_of_the_dead_and_keeps_everything_else() {
+    let Fixture { ledger, dir } = Fixture::new().await;
+    let fixture = Fixture { ledger, dir };
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    assert_eq!(fixture.due_charges(10).await.len(), 1);
+    let Fixture { ledger, dir } = fixture;
+    // Dropped without a close, as a kill would.
+    drop(ledger);
+    let fixture = Fixture { ledger: Fixture::open_in(&dir).await, dir };
+    assert_eq!(fixture.due_charges(11).await.len(), 1);
+    assert_eq!(fixture.ledger.born_at().await.expect("read"), at(0));
+}
+
+#[tokio::test]
+async fn a_charge_leaves_pending_by_runmeshs_word_alone() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    for (task, worker) in [("tsk-1", "wrk-1"), ("tsk-2", "wrk-2"), ("tsk-3", "wrk-3")] {
+        fixture.settle(task, "wfl-1", worker).await;
+    }
+    assert_eq!(fixture.due_charges(10).await.len(), 3);
+    fixture.ledger.posted("tsk-1", at(11)).await.expect("committed");
+    fixture.ledger.post_failed("tsk-2", "status 503", at(30)).await.expect("committed");
+    fixture.ledger.post_rejected("tsk-3", "status 422: no").await.expect("committed");
+    let backlog = fixture.backlog().await;
+    assert_eq!((backlog.posted_charges, backlog.pending_charges, backlog.rejected_charges), (1, 1, 1));
+    assert!(fixture.due_charges(29).await.is_empty());
+    let due = fixture.due_charges(30).await;
+    assert_eq!(due.iter().map(|due| (due.task_id.as_str(), due.attempts)).collect::<Vec<_>>(), [("tsk-2", 1)]);
+    // A late word changes nothing any more.
+    fixture.ledger.post_failed("tsk-1", "late", at(40)).await.expect("committed");
+    assert_eq!(fixture.backlog().await.posted_charges, 1);
+}
+
+#[tokio::test]
+async fn evidence_of_an_end_brings_a_task_up_soon_and_a_touch_only_when_nothing_is_planned() {
+    let fixture = Fixture::new().await;
+    let touched = [Event::TaskTouched { task_id: "tsk-1".into() }];
+    let ended = [Event::TaskEnded { task_id: "tsk-1".into() }];
+    fixture.ledger.record(&touched, at(1)).await.expect("committed");
+    let due = fixture.ledger.claim_tasks(at(2), LEASE, 10).await.expect("claimed");
+    assert!(matches!(due.as_slice(), [DueTask { eager: false, attempts: 0, .. }]), "{due:?}");
+    fixture.ledger.unsettled("tsk-1", None, at(2)).await.expect("committed");
+    fixture.ledger.record(&touched, at(3)).await.expect("committed");
+    assert_eq!(
+        fixture.ledger.next_due(Work::Tasks).await.expect("read"),
+        Some(at(7)),
+        "no more than every five seconds"
+    );
+    fixture.ledger.record(&ended, at(4)).await.expect("committed");
+    let soon = at(4) + SignedDuration::from_millis(250);
+    assert_eq!(fixture.ledger.next_due(Work::Tasks).await.expect("read"), Some(soon));
+    let due = fixture.ledger.claim_tasks(soon, LEASE, 10).await.expect("claimed");
+    assert!(matches!(due.as_slice(), [DueTask { eager: true, attempts: 0, .. }]), "{due:?}");
+    fixture.ledger.settle("tsk-1", None, &Settlement::Nothing, at(5)).await.expect("committed");
+    fixture.ledger.record(&ended, at(6)).await.expect("committed");
+    assert_eq!(fixture.ledger.next_due(Work::Tasks).await.expect("read"), None, "a settled task stays settled");
+}
+
+#[tokio::test]
+async fn a_sweep_plans_the_tasks_that_ended_and_does_not_reset_their_growing_interval() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    let tasks = ["tsk-1".to_owned(), "tsk-2".to_owned()];
+    let open = fixture.ledger.note_tasks("wfl-1", &tasks, &tasks[..1], at(5)).await.expect("noted");
+    assert_eq!(open, 2);
+    let due = fixture.ledger.claim_tasks(at(5), LEASE, 10).await.expect("claimed");
+    assert_eq!(due.iter().map(|due| due.task_id.as_str()).collect::<Vec<_>>(), ["tsk-1"]);
+    fixture.ledger.unsettled("tsk-1", Some(at(50)), at(5)).await.expect("committed");
+    fixture.ledger.note_tasks("wfl-1", &tasks, &tasks[..1], at(6)).await.expect("noted");
+    assert_eq!(fixture.ledger.next_due(Work::Tasks).await.expect("read"), Some(at(50)));
+    fixture.ledger.settle("tsk-1", Some("wfl-1"), &Settlement::Nothing, at(51)).await.expect("committed");
+    assert_eq!(fixture.ledger.note_tasks("wfl-1", &tasks, &tasks, at(52)).await.expect("noted"), 1);
+}
+
+#[tokio::test]
+async fn a_second_process_is_kept_out_and_says_why() {
+    let fixture = Fixture::new().await;
+    let error = SqliteLedger::open(&fixture.dir.path().join("ledger.db"), at(1)).await.expect_err("in use");
+    assert!(error.to_string().ends_with("another tollgate process uses it"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_ledger_is_an_error_that_names_it_and_is_left_alone() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path: PathBuf = dir.path().join("ledger.db");
+    std::fs::write(&path, "not a database, and long enough to be taken for one at first sight".repeat(20))
+        .expect("written");
+    let before = std::fs::read(&path).expect("read");
+    let error = SqliteLedger::open(&path, at(0)).await.expect_err("no ledger").to_string();
+    assert!(error.contains("ledger.db") && !error.contains('\n'), "{error}");
+    assert_eq!(std::fs::read(&path).expect("read"), before);
+    let error = SqliteLedger::open(&dir.path().join("no/such/dir.db"), at(0)).await.expect_err("no directory");
+    assert!(error.to_string().contains("dir.db"), "{error}");
+}
+
+#[tokio::test]
+async fn a_ledger_from_a_newer_version_is_refused() {
+    let Fixture { ledger, dir } = Fixture::new().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time)
+         VALUES (9999, 'from the future', 0, 1, x'00', 0)",
+    )
+    .execute(&ledger.write)
+    .await
+    .expect("inserted");
+    drop(ledger);
+    let error = SqliteLedger::open(&dir.path().join("ledger.db"), at(0)).await.expect_err("newer").to_string();
+    assert!(error.contains("9999"), "{error}");
+}

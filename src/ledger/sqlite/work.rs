@@ -1,0 +1,205 @@
+//! Workflow and task rows: what the log and the sweeps tell.
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::SqliteConnection;
+
+use super::{ms, submissions};
+use crate::access_log::event::Event;
+use crate::ledger::Attribution;
+
+/// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
+const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
+/// A task that is merely looked at is asked after no more often than this.
+const TOUCH_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
+/// The first sweep of a fresh workflow.
+const SWEEP_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
+/// Applies one event.
+pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<(), sqlx::Error> {
+    match event {
+        Event::Submitted { submission_id, principal_id, workflow_id, at: ended } => {
+            submissions::see_principal(tx, principal_id, None, at).await?;
+            submissions::resolve(tx, submission_id, workflow_id, *ended).await?;
+            own_workflow(tx, workflow_id, principal_id, submission_id, at).await
+        }
+        Event::SubmissionRefused { submission_id } => submissions::refuse(tx, submission_id).await,
+        Event::SubmissionEnded { submission_id, at: ended } => submissions::end(tx, submission_id, *ended).await,
+        Event::TaskEnded { task_id } => {
+            sqlx::query(
+                "INSERT INTO tasks (task_id, state, eager, settle_at) VALUES (?1, 'open', 1, ?2)
+                 ON CONFLICT (task_id) DO UPDATE SET eager = 1, attempts = 0, settle_at = MIN(COALESCE(settle_at, ?2), ?2)
+                 WHERE state = 'open'",
+            )
+            .bind(task_id)
+            .bind(ms(at + SETTLE_AFTER))
+            .execute(tx)
+            .await?;
+            Ok(())
+        }
+        Event::TaskTouched { task_id } => {
+            sqlx::query(
+                "INSERT INTO tasks (task_id, state, settle_at) VALUES (?1, 'open', ?2)
+                 ON CONFLICT (task_id) DO UPDATE SET settle_at = MAX(?2, asked_at + ?3)
+                 WHERE state = 'open' AND settle_at IS NULL",
+            )
+            .bind(task_id)
+            .bind(ms(at + SETTLE_AFTER))
+            .bind(i64::try_from(TOUCH_INTERVAL.as_millis()).unwrap_or(i64::MAX))
+            .execute(tx)
+            .await?;
+            Ok(())
+        }
+        Event::WorkflowSeen { workflow_id } => {
+            note_workflow(tx, workflow_id, Some(at), at).await?;
+            sqlx::query("UPDATE workflows SET sweep_at = MIN(sweep_at, ?2) WHERE workflow_id = ?1 AND state = 'open'")
+                .bind(workflow_id)
+                .bind(ms(at))
+                .execute(tx)
+                .await?;
+            Ok(())
+        }
+    }
+}
+
+/// The log names the owner: that overrides whatever was guessed, and frees what was held.
+async fn own_workflow(
+    tx: &mut SqliteConnection,
+    workflow_id: &str,
+    principal_id: &str,
+    submission_id: &str,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO workflows (workflow_id, principal_id, submission_id, attribution, state, noted_at, sweep_at)
+         VALUES (?1, ?2, ?3, 'log', 'open', ?4, ?5)
+         ON CONFLICT (workflow_id) DO UPDATE
+         SET principal_id = ?2, submission_id = ?3, attribution = 'log', hold_reason = NULL,
+             state = CASE state WHEN 'ignored' THEN 'open' ELSE state END,
+             sweep_at = CASE state WHEN 'ignored' THEN ?5 ELSE sweep_at END
+         WHERE attribution IS NULL OR attribution NOT IN ('log', 'operator')",
+    )
+    .bind(workflow_id)
+    .bind(principal_id)
+    .bind(submission_id)
+    .bind(ms(at))
+    .bind(ms(at + SWEEP_AFTER))
+    .execute(&mut *tx)
+    .await?;
+    // A clock that runs behind can make a workflow look older than the ledger; its tasks are ours after all.
+    sqlx::query(
+        "UPDATE tasks SET state = 'open', outcome = NULL, settle_at = ?2 WHERE workflow_id = ?1 AND outcome = 'ignored'",
+    )
+    .bind(workflow_id)
+    .bind(ms(at))
+    .execute(&mut *tx)
+    .await?;
+    release(tx, workflow_id, at).await
+}
+
+/// Notes a workflow that FlowMesh has. Returns 1 when it was news.
+pub async fn note_workflow(
+    tx: &mut SqliteConnection,
+    workflow_id: &str,
+    sweep_at: Option<Timestamp>,
+    at: Timestamp,
+) -> Result<u64, sqlx::Error> {
+    let result = sqlx::query(
+        "INSERT INTO workflows (workflow_id, state, noted_at, sweep_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(workflow_id)
+    .bind(if sweep_at.is_some() { "open" } else { "ignored" })
+    .bind(ms(at))
+    .bind(ms(sweep_at.unwrap_or(at)))
+    .execute(tx)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// Records whose a workflow is, unless that is known already.
+pub async fn attribute(
+    tx: &mut SqliteConnection,
+    workflow_id: &str,
+    attribution: &Attribution,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    match attribution {
+        Attribution::Ignored => {
+            sqlx::query("UPDATE workflows SET state = 'ignored' WHERE workflow_id = ? AND attribution IS NULL")
+                .bind(workflow_id)
+                .execute(tx)
+                .await?;
+            Ok(())
+        }
+        Attribution::Held { reason } => {
+            sqlx::query(
+                "UPDATE workflows SET attribution = 'held', hold_reason = ?2
+                 WHERE workflow_id = ?1 AND (attribution IS NULL OR attribution = 'held')",
+            )
+            .bind(workflow_id)
+            .bind(reason)
+            .execute(tx)
+            .await?;
+            Ok(())
+        }
+        Attribution::Matched { submission_id, principal_id } => {
+            let matched = sqlx::query(
+                "UPDATE workflows SET attribution = 'matched', hold_reason = NULL, principal_id = ?2, submission_id = ?3
+                 WHERE workflow_id = ?1 AND (attribution IS NULL OR attribution = 'held')
+                   AND EXISTS (SELECT 1 FROM submissions WHERE submission_id = ?3 AND state = 'open')",
+            )
+            .bind(workflow_id)
+            .bind(principal_id)
+            .bind(submission_id)
+            .execute(&mut *tx)
+            .await?;
+            // Else the log was faster, or another workflow took the submission: the next sweep looks again.
+            if matched.rows_affected() == 1 {
+                submissions::resolve(tx, submission_id, workflow_id, at).await?;
+                release(tx, workflow_id, at).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Gives a workflow's unposted charges to its owner.
+async fn release(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE charges SET principal_id = owner.principal_id, post_at = ?2,
+             state = IIF(owner.email IS NULL, 'held', 'pending'),
+             hold_reason = IIF(owner.email IS NULL, 'no_email', NULL)
+         FROM (SELECT principals.principal_id, email FROM workflows JOIN principals USING (principal_id)
+               WHERE workflow_id = ?1) AS owner
+         WHERE charges.workflow_id = ?1 AND charges.principal_id IS NOT owner.principal_id
+           AND (charges.state = 'held' OR (charges.state = 'pending' AND charges.leased_until <= ?2))",
+    )
+    .bind(workflow_id)
+    .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes a task of a workflow; one that has ended is asked after at once.
+pub async fn note_task(
+    tx: &mut SqliteConnection,
+    workflow_id: &str,
+    task_id: &str,
+    ended: bool,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    // An eager task has its own growing interval; the sweep must not reset it each time.
+    sqlx::query(
+        "INSERT INTO tasks (task_id, workflow_id, state, eager, settle_at) VALUES (?1, ?2, 'open', ?3, IIF(?3, ?4, NULL))
+         ON CONFLICT (task_id) DO UPDATE SET workflow_id = ?2, eager = MAX(eager, ?3),
+             settle_at = IIF(?3 AND (settle_at IS NULL OR NOT eager), ?4, settle_at)
+         WHERE state = 'open'",
+    )
+    .bind(task_id)
+    .bind(workflow_id)
+    .bind(ended)
+    .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Settling: asks FlowMesh after tasks that have ended or may have, and writes their charges.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::usage::{self, Verdict};
+use crate::drive::{LEASE, News, Worker, growing, jitter};
+use crate::ledger::{self, DueTask, Ledger, Settled, Settlement, Work};
+use crate::route::is_id;
+use crate::supplier::{Subject, Suppliers};
+use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::upstream::flowmesh::FlowMesh;
+
+/// Between questions after a task of which there is evidence that it ended.
+const FIRST: Duration = Duration::from_millis(500);
+const MOST: Duration = Duration::from_mins(1);
+/// FlowMesh cannot be asked, or its answer not be read: nobody gains by asking faster.
+const TROUBLE_FIRST: Duration = Duration::from_secs(2);
+const TROUBLE_MOST: Duration = Duration::from_mins(5);
+/// Whose the workflow is will be known after its sweep.
+const DEFERRED_FIRST: Duration = Duration::from_secs(1);
+const DEFERRED_MOST: Duration = Duration::from_secs(10);
+/// How often a task must be unknown to FlowMesh in a row before it is given up: about an hour at the longest interval.
+const GONE_AFTER: u32 = 20;
+
+/// The settling worker.
+pub struct Settler {
+    pub ledger: Arc<dyn Ledger>,
+    pub flowmesh: FlowMesh,
+    pub suppliers: Suppliers,
+    pub news: News,
+    pub metrics: Metrics,
+}
+
+impl Worker for Settler {
+    type Item = DueTask;
+    const WORK: Work = Work::Tasks;
+
+    async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueTask>, ledger::Error> {
+        self.ledger.claim_tasks(at, LEASE, limit).await
+    }
+
+    async fn step(&self, due: DueTask) -> Result<(), ledger::Error> {
+        let task_id = due.task_id.as_str();
+        // It becomes part of a URL.
+        if !is_id(task_id) {
+            tracing::error!(task = ?task_id, "a task id that is none is given up: {task_id:?}");
+            return self.ledger.settle(task_id, None, &Settlement::Gone, Timestamp::now()).await.map(drop);
+        }
+        let outcome = match self.flowmesh.task(task_id).await {
+            Err(error) => {
+                tracing::warn!(task = task_id, %error, "cannot ask FlowMesh after task {task_id}: {error}");
+                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+                error.kind()
+            }
+            Ok(None) if due.attempts < GONE_AFTER => {
+                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+                "unknown"
+            }
+            Ok(None) => {
+                tracing::warn!(task = task_id, "FlowMesh does not know task {task_id} any more: given up");
+                self.settle(&due, None, &Settlement::Gone).await?
+            }
+            Ok(Some(task)) => match usage::decide(&task) {
+                Verdict::NotOver if due.eager => {
+                    self.again(&due, FIRST, MOST).await?;
+                    "not_over"
+                }
+                Verdict::NotOver => {
+                    self.ledger.unsettled(task_id, None, Timestamp::now()).await?;
+                    "not_over"
+                }
+                Verdict::Unreadable(reason) => {
+                    tracing::error!(task = task_id, reason, "cannot read the usage of task {task_id}: {reason}");
+                    self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+                    "unreadable"
+                }
+                Verdict::Over(mut settlement) => {
+                    if let Settlement::Usage(usage) = &mut settlement
+                        && let Some(worker) = usage.assigned_worker.as_deref().filter(|worker| is_id(worker))
+                    {
+                        let supplier = self.suppliers.resolve(Subject::Worker(worker)).await;
+                        usage.supplier_id = supplier.map(|name| name.to_string());
+                    }
+                    self.settle(&due, task.workflow_id.as_deref(), &settlement).await?
+                }
+            },
+        };
+        self.metrics.settlements.get_or_create(&OutcomeLabels { outcome }).inc();
+        Ok(())
+    }
+}
+
+impl Settler {
+    async fn again(&self, due: &DueTask, first: Duration, most: Duration) -> Result<(), ledger::Error> {
+        let now = Timestamp::now();
+        let wait = growing(first, most, due.attempts, jitter());
+        let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+        self.ledger.unsettled(&due.task_id, Some(again), now).await
+    }
+
+    async fn settle(
+        &self,
+        due: &DueTask,
+        workflow_id: Option<&str>,
+        settlement: &Settlement,
+    ) -> Result<&'static str, ledger::Error> {
+        let task_id = due.task_id.as_str();
+        let now = Timestamp::now();
+        let workflow = workflow_id.unwrap_or("none");
+        let cost = if let Settlement::Usage(usage) = settlement { usage.cost.as_str() } else { "0" };
+        Ok(match self.ledger.settle(task_id, workflow_id, settlement, now).await? {
+            Settled::Charged { principal_id } => {
+                tracing::info!(
+                    task = task_id,
+                    workflow,
+                    principal = principal_id,
+                    cost,
+                    "charge of ${cost} to {principal_id} for task {task_id} of workflow {workflow}"
+                );
+                self.news.charges.notify_one();
+                "charged"
+            }
+            Settled::Held { reason } => {
+                tracing::warn!(
+                    task = task_id,
+                    workflow,
+                    cost,
+                    reason,
+                    "charge of ${cost} for task {task_id} of workflow {workflow} is held: {reason}"
+                );
+                "held"
+            }
+            Settled::Merged => {
+                tracing::info!(
+                    task = task_id,
+                    workflow,
+                    "task {task_id} ran in a merged batch that is charged already"
+                );
+                "merged"
+            }
+            Settled::Deferred => {
+                self.again(due, DEFERRED_FIRST, DEFERRED_MOST).await?;
+                self.news.workflows.notify_one();
+                "deferred"
+            }
+            Settled::Nothing => "nothing",
+            Settled::Ignored => "ignored",
+            Settled::Gone => "gone",
+            Settled::Already => "already",
+        })
+    }
+}

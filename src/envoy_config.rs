@@ -1,0 +1,506 @@
+//! The Envoy bootstrap: one template, [`Addresses`] put in, one text out.
+//!
+//! The template is `envoy/envoy.yaml`, compiled in. Its placeholders are filled with JSON values, which are YAML flow
+//! values too, so nothing in an address can end its value and begin another one; what was filled in is never looked
+//! at again, so an address cannot name a placeholder either. Equal addresses give equal texts.
+//!
+//! Everything an address can get wrong is said here, by the name of the flag it came from, rather than by Envoy at its
+//! start. Nothing is resolved and nothing is opened: a host name goes to Envoy as it is, and Envoy looks it up again
+//! and again.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde_json::{Value, json};
+
+const TEMPLATE: &str = include_str!("../envoy/envoy.yaml");
+
+/// `sun_path` of Linux holds 108 bytes, the last of them a zero.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// Where everything is that the edge talks to or listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Where clients reach the edge; an IP address, port 0 for any.
+    pub listen: HostPort,
+    /// Envoy's admin interface; an IP address, port 0 for any.
+    pub admin: HostPort,
+    /// FlowMesh, as Envoy reaches it.
+    pub upstream: HostPort,
+    /// Tollgate's gRPC listener, as Envoy reaches it.
+    pub tollgate: Endpoint,
+}
+
+/// A host, without the brackets of an IPv6 address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub host: String,
+    pub port: u16,
+}
+
+/// A TCP address, or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Tcp(HostPort),
+    Unix(PathBuf),
+}
+
+/// The four addresses, by the flag that gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    Listen,
+    Admin,
+    Upstream,
+    Tollgate,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("{flag}: {problem}")]
+    Address { flag: Flag, problem: AddressError },
+    /// The template is not as this module expects it: a mistake of ours.
+    #[error("envoy.yaml: `{0}` is no placeholder")]
+    Placeholder(String),
+}
+
+/// What is wrong with one address. Quoted parts are escaped, so the message is one line whatever was given.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    #[error("{0:?} has no port; write host:port")]
+    MissingPort(String),
+    #[error("{0:?} is not a port; write host:port with a port of at most 65535")]
+    BadPort(String),
+    #[error("port 0 means any free port and cannot be connected to")]
+    PortZero,
+    #[error("the host is empty; write host:port")]
+    EmptyHost,
+    #[error("{0:?} is a URL; write host:port")]
+    Url(String),
+    #[error("an IPv6 address goes in brackets: {0:?} should look like [::1]:8000")]
+    Unbracketed(String),
+    #[error("{0:?} is not an IPv6 address")]
+    BadIpv6(String),
+    #[error("{0:?} is neither an IP address nor a host name")]
+    BadHost(String),
+    #[error("Envoy cannot listen on the host name {0:?}; give an IP address (0.0.0.0 for all of IPv4) or localhost")]
+    ListenOnName(String),
+    #[error("{0} is an address to listen on, not one to connect to")]
+    Unspecified(IpAddr),
+    #[error("the socket path {0:?} is not absolute; write unix:/path")]
+    RelativePath(String),
+    #[error("the socket path {0:?} names no file")]
+    DirectoryPath(String),
+    #[error("the socket path {0:?} is not plain UTF-8 text")]
+    UnprintablePath(String),
+    #[error("the socket path has {0} bytes; Linux allows {LONGEST_SOCKET_PATH}")]
+    LongPath(usize),
+}
+
+impl Addresses {
+    /// Reads the four texts of the command line; an error names the flag.
+    pub fn parse(listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<Self, Error> {
+        Ok(Self {
+            listen: listen.parse().map_err(Flag::Listen.wrong())?,
+            admin: admin.parse().map_err(Flag::Admin.wrong())?,
+            upstream: upstream.parse().map_err(Flag::Upstream.wrong())?,
+            tollgate: tollgate.parse().map_err(Flag::Tollgate.wrong())?,
+        })
+    }
+}
+
+/// The complete bootstrap.
+pub fn render(addresses: &Addresses) -> Result<String, Error> {
+    let listen = addresses.listen.bound().map_err(Flag::Listen.wrong())?;
+    let admin = addresses.admin.bound().map_err(Flag::Admin.wrong())?;
+    let upstream = addresses.upstream.reached().map_err(Flag::Upstream.wrong())?;
+    let tollgate = match &addresses.tollgate {
+        Endpoint::Tcp(address) => address.reached(),
+        Endpoint::Unix(path) => socket(path),
+    }
+    .map_err(Flag::Tollgate.wrong())?;
+
+    fill(TEMPLATE, |name| match name {
+        "listen" => Some(&listen),
+        "admin" => Some(&admin),
+        "upstream" => Some(&upstream.address),
+        "upstream_discovery" => Some(&upstream.discovery),
+        "tollgate" => Some(&tollgate.address),
+        "tollgate_discovery" => Some(&tollgate.discovery),
+        _ => None,
+    })
+}
+
+/// What Envoy needs to know of something it connects to.
+struct Reached {
+    address: Value,
+    /// How the cluster finds its hosts: an IP address is one host, a name is looked up again and again.
+    discovery: Value,
+}
+
+impl HostPort {
+    /// The address of something that Envoy binds.
+    fn bound(&self) -> Result<Value, AddressError> {
+        let address = match Host::parse(&self.host)? {
+            Host::Ip(address) => address,
+            Host::Name(name) if name.eq_ignore_ascii_case("localhost") => Ipv4Addr::LOCALHOST.into(),
+            Host::Name(name) => return Err(AddressError::ListenOnName(name.to_owned())),
+        };
+        let mut socket = json!({"address": address.to_string(), "port_value": self.port});
+        if address == IpAddr::from(Ipv6Addr::UNSPECIFIED) {
+            socket["ipv4_compat"] = true.into(); // [::] means both families, as it does elsewhere on Linux
+        }
+        Ok(json!({"socket_address": socket}))
+    }
+
+    /// The address of something that Envoy connects to.
+    fn reached(&self) -> Result<Reached, AddressError> {
+        let (host, discovery) = match Host::parse(&self.host)? {
+            Host::Ip(address) if address.is_unspecified() => return Err(AddressError::Unspecified(address)),
+            Host::Ip(address) => (address.to_string(), "STATIC"),
+            Host::Name(name) => (name.to_owned(), "STRICT_DNS"),
+        };
+        if self.port == 0 {
+            return Err(AddressError::PortZero);
+        }
+        Ok(Reached {
+            address: json!({"socket_address": {"address": host, "port_value": self.port}}),
+            discovery: discovery.into(),
+        })
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = AddressError;
+
+    /// Port 0 is read here and refused by [`render`] where it makes no sense.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if text.contains("://") {
+            return Err(AddressError::Url(text.to_owned()));
+        }
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (inside, after) = rest.split_once(']').ok_or_else(|| AddressError::BadIpv6(text.to_owned()))?;
+            inside.parse::<Ipv6Addr>().map_err(|_| AddressError::BadIpv6(inside.to_owned()))?;
+            let port = after.strip_prefix(':').ok_or_else(|| AddressError::MissingPort(text.to_owned()))?;
+            (inside, port)
+        } else {
+            let (host, port) = text.rsplit_once(':').ok_or_else(|| AddressError::MissingPort(text.to_owned()))?;
+            if host.contains(':') || text.parse::<Ipv6Addr>().is_ok() {
+                return Err(AddressError::Unbracketed(text.to_owned()));
+            }
+            (host, port)
+        };
+        if port.is_empty() {
+            return Err(AddressError::MissingPort(text.to_owned()));
+        }
+        // u16's own parser would also take "+80".
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(AddressError::BadPort(port.to_owned()));
+        }
+        Host::parse(host)?;
+        Ok(Self { host: host.to_owned(), port: port.parse().map_err(|_| AddressError::BadPort(port.to_owned()))? })
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.strip_prefix("unix:") {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                socket(&path)?;
+                Ok(Self::Unix(path))
+            }
+            None => text.parse().map(Self::Tcp),
+        }
+    }
+}
+
+enum Host<'a> {
+    Ip(IpAddr),
+    Name(&'a str),
+}
+
+impl<'a> Host<'a> {
+    fn parse(host: &'a str) -> Result<Self, AddressError> {
+        if host.is_empty() {
+            return Err(AddressError::EmptyHost);
+        }
+        if let Ok(address) = host.parse() {
+            return Ok(Self::Ip(address));
+        }
+        let bad = || AddressError::BadHost(host.to_owned());
+        let name = host.strip_suffix('.').unwrap_or(host);
+        // Underscores are no host names by the book, but names of containers have them.
+        let label = |part: &str| {
+            (1..=63).contains(&part.len())
+                && !part.starts_with('-')
+                && !part.ends_with('-')
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            return Err(bad());
+        }
+        // "127.1" or "10.0.0.256": an IP address was meant, and a resolver would read it in its own way.
+        if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit())) {
+            return Err(bad());
+        }
+        Ok(Self::Name(host))
+    }
+}
+
+/// A Unix socket that Envoy connects to.
+fn socket(path: &Path) -> Result<Reached, AddressError> {
+    let shown = || path.to_string_lossy().into_owned();
+    let text = path
+        .to_str()
+        .filter(|text| !text.chars().any(char::is_control))
+        .ok_or_else(|| AddressError::UnprintablePath(shown()))?;
+    if !path.is_absolute() {
+        return Err(AddressError::RelativePath(shown())); // Envoy's working directory is not ours
+    }
+    if text.ends_with('/') {
+        return Err(AddressError::DirectoryPath(shown()));
+    }
+    if text.len() > LONGEST_SOCKET_PATH {
+        return Err(AddressError::LongPath(text.len()));
+    }
+    Ok(Reached { address: json!({"pipe": {"path": text}}), discovery: "STATIC".into() })
+}
+
+/// Replaces each `${name}` in one pass.
+fn fill<'a>(template: &str, value: impl Fn(&str) -> Option<&'a Value>) -> Result<String, Error> {
+    let mut filled = String::with_capacity(template.len() + 512);
+    let mut rest = template;
+    while let Some(start) = rest.find("${") {
+        filled.push_str(&rest[..start]);
+        let placeholder = &rest[start..];
+        let line = placeholder.lines().next().unwrap_or(placeholder);
+        let end = line.find('}').ok_or_else(|| Error::Placeholder(line.to_owned()))?;
+        let value = value(&placeholder[2..end]).ok_or_else(|| Error::Placeholder(placeholder[..=end].to_owned()))?;
+        filled.push_str(&value.to_string());
+        rest = &placeholder[end + 1..];
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+impl Flag {
+    fn wrong(self) -> impl FnOnce(AddressError) -> Error {
+        move |problem| Error::Address { flag: self, problem }
+    }
+}
+
+impl fmt::Display for Flag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listen => "--listen",
+            Self::Admin => "--admin",
+            Self::Upstream => "--upstream",
+            Self::Tollgate => "--tollgate",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<String, String> {
+        Addresses::parse(listen, admin, upstream, tollgate)
+            .and_then(|addresses| render(&addresses))
+            .map_err(|error| error.to_string())
+    }
+
+    fn with_upstream(upstream: &str) -> Result<String, String> {
+        rendered("127.0.0.1:0", "127.0.0.1:0", upstream, "127.0.0.1:9001")
+    }
+
+    fn with_tollgate(tollgate: &str) -> Result<String, String> {
+        rendered("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:8000", tollgate)
+    }
+
+    fn with_listen(listen: &str) -> Result<String, String> {
+        rendered(listen, "127.0.0.1:0", "127.0.0.1:8000", "127.0.0.1:9001")
+    }
+
+    #[test]
+    fn every_address_lands_in_its_own_place() {
+        let text = rendered("0.0.0.0:10000", "127.0.0.1:9901", "10.0.0.3:8000", "10.0.0.4:9001").unwrap();
+        let address = |host, port| format!(r#"{{"socket_address":{{"address":"{host}","port_value":{port}}}}}"#);
+        assert!(text.contains(&format!("\n    address: {}\n", address("0.0.0.0", 10000))));
+        assert!(text.contains(&format!("\n  address: {} ", address("127.0.0.1", 9901))));
+        assert_eq!(text.matches(&format!("endpoint: {{address: {}}}", address("10.0.0.3", 8000))).count(), 1);
+        assert_eq!(text.matches(&format!("endpoint: {{address: {}}}", address("10.0.0.4", 9001))).count(), 1);
+        assert_eq!(text.matches("\n    type: \"STATIC\"\n").count(), 4);
+        assert!(!text.contains("${"));
+    }
+
+    #[test]
+    fn the_same_addresses_give_the_same_text() {
+        assert_eq!(with_upstream("flowmesh:8000").unwrap(), with_upstream("flowmesh:8000").unwrap());
+    }
+
+    #[test]
+    fn host_names_are_looked_up_and_ip_addresses_are_not() {
+        let text = rendered("127.0.0.1:0", "127.0.0.1:0", "flow_mesh.internal.:8000", "10.0.0.4:9001").unwrap();
+        assert_eq!(text.matches("\n    type: \"STRICT_DNS\"\n").count(), 2);
+        assert_eq!(text.matches("\n    type: \"STATIC\"\n").count(), 2);
+    }
+
+    #[test]
+    fn an_ipv6_address_loses_its_brackets() {
+        let text = rendered("[::1]:10000", "[::1]:0", "[fd00::3]:8000", "[0:0::4]:9001").unwrap();
+        for host in ["::1", "fd00::3", "::4"] {
+            assert!(text.contains(&format!(r#""address":"{host}""#)), "{host}");
+        }
+        assert!(!text.contains("STRICT_DNS\"\n"));
+    }
+
+    #[test]
+    fn listening_on_all_of_ipv6_takes_ipv4_in() {
+        assert!(
+            with_listen("[::]:10000")
+                .unwrap()
+                .contains(r#"{"socket_address":{"address":"::","ipv4_compat":true,"port_value":10000}}"#)
+        );
+    }
+
+    #[test]
+    fn localhost_is_an_address_to_listen_on() {
+        assert!(with_listen("localhost:10000").unwrap().contains(r#"{"address":"127.0.0.1","port_value":10000}"#));
+    }
+
+    #[test]
+    fn a_unix_socket_is_a_pipe() {
+        let text = with_tollgate("unix:/run/tollgate/grpc.sock").unwrap();
+        assert!(text.contains(r#"endpoint: {address: {"pipe":{"path":"/run/tollgate/grpc.sock"}}}"#));
+        assert!(!text.contains("type: \"STRICT_DNS\""));
+    }
+
+    #[test]
+    fn quotes_and_braces_in_a_socket_path_stay_inside_their_value() {
+        let path = r#"/run/a"}}, b: {"c\'#: &x *y ${admin} é"#;
+        let text = with_tollgate(&format!("unix:{path}")).unwrap();
+        let value = json!({"pipe": {"path": path}}).to_string();
+        assert!(text.contains(&format!("endpoint: {{address: {value}}}")));
+        assert_eq!(text.lines().count(), TEMPLATE.lines().count());
+    }
+
+    #[test]
+    fn hostile_hosts_are_refused_even_when_they_were_not_parsed() {
+        for host in [
+            "a\"b",
+            "a\nb",
+            "a b",
+            "a}",
+            "a: b",
+            "a#b",
+            "${admin}",
+            "a/b",
+            "a@b",
+            "é",
+            "\0",
+            "[::1]",
+            "a..b",
+            "-a",
+            "127.1",
+            "10.0.0.256",
+            "1.2.3.4.5",
+        ] {
+            let bad = HostPort { host: host.to_owned(), port: 1 };
+            let good = HostPort { host: "127.0.0.1".to_owned(), port: 1 };
+            let all = Addresses {
+                listen: good.clone(),
+                admin: good.clone(),
+                upstream: good.clone(),
+                tollgate: Endpoint::Tcp(good),
+            };
+            for (flag, addresses) in [
+                ("--listen", Addresses { listen: bad.clone(), ..all.clone() }),
+                ("--admin", Addresses { admin: bad.clone(), ..all.clone() }),
+                ("--upstream", Addresses { upstream: bad.clone(), ..all.clone() }),
+                ("--tollgate", Addresses { tollgate: Endpoint::Tcp(bad.clone()), ..all.clone() }),
+            ] {
+                let error = render(&addresses).unwrap_err().to_string();
+                assert!(error.starts_with(&format!("{flag}: ")) && error.lines().count() == 1, "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_socket_paths_are_refused_even_when_they_were_not_parsed() {
+        let good = HostPort { host: "127.0.0.1".to_owned(), port: 1 };
+        for path in ["/run/a\nb", "/run/a\0b", "/run/\u{7f}", "relative.sock", "", "/run/dir/"] {
+            let tollgate = Endpoint::Unix(path.into());
+            let error =
+                render(&Addresses { listen: good.clone(), admin: good.clone(), upstream: good.clone(), tollgate })
+                    .unwrap_err()
+                    .to_string();
+            assert!(error.starts_with("--tollgate: the socket path ") && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_was_wrong_with_the_address() {
+        for (given, told) in [
+            ("flowmesh", r#"--upstream: "flowmesh" has no port; write host:port"#),
+            ("flowmesh:", r#"--upstream: "flowmesh:" has no port; write host:port"#),
+            ("[::1]", r#"--upstream: "[::1]" has no port; write host:port"#),
+            ("[::1]8000", r#"--upstream: "[::1]8000" has no port; write host:port"#),
+            (":8000", "--upstream: the host is empty; write host:port"),
+            ("", r#"--upstream: "" has no port; write host:port"#),
+            ("flowmesh:http", r#"--upstream: "http" is not a port; write host:port with a port of at most 65535"#),
+            ("flowmesh:65536", r#"--upstream: "65536" is not a port; write host:port with a port of at most 65535"#),
+            ("flowmesh:+80", r#"--upstream: "+80" is not a port; write host:port with a port of at most 65535"#),
+            ("flowmesh:0", "--upstream: port 0 means any free port and cannot be connected to"),
+            ("http://flowmesh:8000", r#"--upstream: "http://flowmesh:8000" is a URL; write host:port"#),
+            ("::1:8000", r#"--upstream: an IPv6 address goes in brackets: "::1:8000" should look like [::1]:8000"#),
+            ("[::1:8000", r#"--upstream: "[::1:8000" is not an IPv6 address"#),
+            ("[flowmesh]:8000", r#"--upstream: "flowmesh" is not an IPv6 address"#),
+            ("[fe80::1%eth0]:8000", r#"--upstream: "fe80::1%eth0" is not an IPv6 address"#),
+            ("flow mesh:8000", r#"--upstream: "flow mesh" is neither an IP address nor a host name"#),
+            ("a\n\"b:8000", r#"--upstream: "a\n\"b" is neither an IP address nor a host name"#),
+            ("0.0.0.0:8000", "--upstream: 0.0.0.0 is an address to listen on, not one to connect to"),
+        ] {
+            assert_eq!(with_upstream(given).unwrap_err(), told);
+        }
+    }
+
+    #[test]
+    fn envoy_is_not_told_to_listen_on_a_host_name() {
+        assert_eq!(
+            with_listen("edge.example:10000").unwrap_err(),
+            r#"--listen: Envoy cannot listen on the host name "edge.example"; give an IP address (0.0.0.0 for all of IPv4) or localhost"#
+        );
+    }
+
+    #[test]
+    fn a_socket_path_may_have_107_bytes_and_no_more() {
+        let path = |bytes: usize| format!("unix:/é{}", "x".repeat(bytes - "/é".len()));
+        assert!(with_tollgate(&path(107)).is_ok());
+        assert_eq!(
+            with_tollgate(&path(108)).unwrap_err(),
+            "--tollgate: the socket path has 108 bytes; Linux allows 107"
+        );
+    }
+
+    #[test]
+    fn a_socket_path_must_not_depend_on_where_envoy_was_started() {
+        assert_eq!(
+            with_tollgate("unix:grpc.sock").unwrap_err(),
+            r#"--tollgate: the socket path "grpc.sock" is not absolute; write unix:/path"#
+        );
+    }
+
+    #[test]
+    fn a_placeholder_that_nothing_fills_is_an_error() {
+        let one = Value::from(1);
+        let known = |name: &str| (name == "a").then_some(&one);
+        assert_eq!(fill("x ${a} y", known).unwrap(), "x 1 y");
+        assert_eq!(fill("x ${b} y", known), Err(Error::Placeholder("${b}".to_owned())));
+        assert_eq!(fill("x ${a\n} y", known), Err(Error::Placeholder("${a".to_owned())));
+    }
+}

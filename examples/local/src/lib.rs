@@ -1,0 +1,13 @@
+//! Everything around Tollgate that is not Tollgate, on one machine.
+//!
+//! [`standin`] holds stand-ins for the systems on the other side of its wires. They are real HTTP
+//! servers on real ports, scripted from the outside and asked afterwards what they saw. The tests of
+//! Tollgate start them on port 0; the local stack starts them on fixed ports.
+//!
+//! [`stack`] brings up Tollgate itself and Envoy as child processes among them.
+//!
+//! Nothing here uses the `tollgate` crate: the stand-ins are a second, independent reading of the
+//! contracts, so that a misreading on one side shows up as a failing test.
+
+pub mod stack;
+pub mod standin;

@@ -1,0 +1,42 @@
+CARGO ?= cargo
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test check fmt clippy doc envoy audit release
+
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: release  ## Everything on this machine until Ctrl-C; EDGE_PORT=…, see README.md, moves ports
+	@scripts/fetch-envoy > /dev/null
+	@exec $(RELEASE)/tollgate-local run
+
+demo: release  ## The whole scenario by itself, on free ports
+	@scripts/fetch-envoy > /dev/null
+	@exec $(RELEASE)/tollgate-local demo
+
+test: envoy  ## Every test, through real Envoys
+	@if $(CARGO) nextest --version > /dev/null 2>&1; \
+	then $(CARGO) nextest run --workspace; \
+	else $(CARGO) test --workspace; fi
+
+check: fmt clippy test doc  ## What CI runs: format, clippy, tests, docs
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+envoy:  ## Every Envoy that the tests run, into .envoy/
+	@scripts/fetch-envoy --all > /dev/null
+
+audit:  ## Licences, sources, duplicates and advisories of the dependencies; installs cargo-deny, which takes minutes
+	@$(CARGO) deny --version > /dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check
+
+release:
+	$(CARGO) build --release -p tollgate -p tollgate-local --bins

@@ -1,0 +1,15 @@
+//! The real Tollgate process behind a real Envoy, with stand-ins for lum.id, Runmesh and FlowMesh.
+//!
+//! Each test has everything of its own: processes, ports, ledger. What is waited for is waited for with a bound and by
+//! name. [`harness::Edge::finish`] ends each test with what must always hold.
+
+#![allow(clippy::expect_used, reason = "a test that cannot go on says why")]
+
+mod billing;
+mod check;
+mod crashes;
+mod edge;
+mod envoy_config;
+mod harness;
+mod process;
+mod suppliers;

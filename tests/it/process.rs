@@ -1,0 +1,207 @@
+//! The process itself: start, errors at start, stop, and its subcommands.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use tollgate_local::stack::{ACME, ALICE, Envoy, Tollgate, wait_for};
+
+use crate::harness::{Edge, SOON, binary, envoy_binary};
+
+/// Runs a command that ends by itself, with nothing but these settings.
+fn tollgate(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+    Command::new(binary()).args(arguments).env_clear().envs(settings.iter().copied()).output().expect("tollgate runs")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+async fn start(settings: &[(&str, &str)]) -> anyhow::Result<Tollgate> {
+    let settings: Vec<(&str, String)> = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    Tollgate::start(binary(), &settings, None).await
+}
+
+fn socket(dir: &Path) -> String {
+    format!("unix:{}", dir.join("grpc.sock").display())
+}
+
+#[test]
+fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
+    let settings = [("TOLLGATE_GRPC_LISTEN", "0.0.0.0:9001")];
+    for arguments in [&["serve"][..], &[], &["check-config"], &["healthcheck"]] {
+        let output = tollgate(arguments, &settings);
+        assert!(!output.status.success());
+        let said = stderr(&output);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("TOLLGATE_GRPC_LISTEN") && said.contains("TOLLGATE_INSECURE_LISTEN"), "{said}");
+    }
+}
+
+#[test]
+fn help_and_version_name_what_there_is() {
+    let help = tollgate(&["--help"], &[]);
+    let text = String::from_utf8_lossy(&help.stdout).into_owned();
+    for word in ["serve", "check-config", "envoy-config", "healthcheck", "LUM_ID_BASE_URL", "TOLLGATE_LEDGER"] {
+        assert!(text.contains(word), "{word} is not in the help");
+    }
+    let version = tollgate(&["--version"], &[]);
+    let expected = concat!("tollgate ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8_lossy(&version.stdout), expected);
+}
+
+#[test]
+fn check_config_prints_what_would_run_and_no_secret() {
+    let settings = [
+        ("RUNMESH_BILLING_BASE_URL", "https://kv.run:8000/Runmesh/"),
+        ("FLOWMESH_BRIDGE_SECRET", "hunter2"),
+        ("TOLLGATE_SPEED", "fast"),
+    ];
+    let output = tollgate(&["check-config", "--lumid-org-id", "org-from-flag"], &settings);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("RUNMESH_BILLING_BASE_URL=https://kv.run:8000/Runmesh\n"), "{text}");
+    assert!(text.contains("FLOWMESH_BRIDGE_SECRET=********\n"), "{text}");
+    assert!(text.contains("LUMID_ORG_ID=org-from-flag\n"), "{text}");
+    assert!(!text.contains("hunter2") && !stderr(&output).contains("hunter2"));
+    assert!(stderr(&output).contains("TOLLGATE_SPEED"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn healthcheck_tells_a_ready_tollgate_from_none() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let tollgate = start(&[("TOLLGATE_GRPC_LISTEN", &socket(dir.path())), ("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0")])
+        .await
+        .expect("starts");
+    let admin = tollgate.admin_url().trim_start_matches("http://").to_owned();
+    let check = || self::tollgate(&["healthcheck"], &[("TOLLGATE_ADMIN_LISTEN", &admin)]);
+    let output = check();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(r#""ready":true"#));
+    tollgate.kill_hard().await.expect("killed");
+    let output = check();
+    assert!(!output.status.success());
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_taken_port_or_socket_is_an_error_that_names_its_setting() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let taken = listener.local_addr().expect("an address").to_string();
+    let error = start(&[("TOLLGATE_ADMIN_LISTEN", &taken), ("TOLLGATE_GRPC_LISTEN", &socket(dir.path()))]).await;
+    let error = error.expect_err("taken").to_string();
+    assert!(error.contains("TOLLGATE_ADMIN_LISTEN: cannot listen on"), "{error}");
+    let error = start(&[("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0"), ("TOLLGATE_GRPC_LISTEN", &taken)]).await;
+    let error = error.expect_err("taken").to_string();
+    assert!(error.contains("TOLLGATE_GRPC_LISTEN: cannot listen on"), "{error}");
+
+    let settings = [("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0"), ("TOLLGATE_GRPC_LISTEN", &socket(dir.path()))];
+    let first = start(&settings).await.expect("starts");
+    let error = start(&settings).await.expect_err("somebody answers there").to_string();
+    assert!(error.contains("TOLLGATE_GRPC_LISTEN"), "{error}");
+    // What a killed process leaves behind is in nobody's way.
+    first.kill_hard().await.expect("killed");
+    assert!(dir.path().join("grpc.sock").exists());
+    let second = start(&settings).await.expect("starts in its place");
+    assert!(second.terminate().await.expect("stopped").success());
+    assert!(!dir.path().join("grpc.sock").exists(), "an orderly stop leaves no socket");
+}
+
+#[tokio::test]
+async fn a_ledger_in_use_by_another_process_is_an_error() {
+    let edge = Edge::start().await;
+    let ledger = format!("sqlite:{}", edge.dir.path().join("ledger.db").display());
+    let error = start(&[
+        ("RUNMESH_BILLING_BASE_URL", &edge.stack.runmesh.billing_url()),
+        ("FLOWMESH_BRIDGE_SECRET", "x"),
+        ("TOLLGATE_LEDGER", &ledger),
+        ("TOLLGATE_GRPC_LISTEN", "127.0.0.1:0"),
+        ("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0"),
+    ])
+    .await
+    .expect_err("in use")
+    .to_string();
+    assert!(error.contains("TOLLGATE_LEDGER") && error.contains("another tollgate process"), "{error}");
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn an_orderly_stop_under_load_answers_everybody_and_loses_no_log_entry() {
+    let edge = Edge::start().await;
+    let mut submitted = Vec::new();
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        edge.stack.tollgate.terminate().await.expect("stopped")
+    };
+    // Check is answered to the very end, so everything until then goes through.
+    let submit = async {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(2) {
+            let (_, tasks) = edge.submit(ALICE.token, 1).await;
+            submitted.extend(tasks);
+        }
+    };
+    let (status, ()) = tokio::join!(stop, submit);
+    assert!(status.success(), "{status}");
+    assert!(submitted.len() > 20, "{}", submitted.len());
+    let mut edge = edge;
+    edge.stack.tollgate.restart().await.expect("restarted");
+    edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy again");
+    edge.metric("tollgate_open_submissions", 0.0).await;
+    for task in &submitted {
+        edge.stack.flowmesh.complete(task, tollgate_local::standin::Outcome::done(1.0, 1.5));
+    }
+    edge.entries(submitted.len()).await;
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn an_orderly_stop_finishes_the_post_it_is_in() {
+    let edge = Edge::start().await;
+    edge.stack.runmesh.fail_entries_with(tollgate_local::standin::Fault::Slow(Duration::from_secs(4)));
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    let posting = |line: &String| line.contains("charge of $");
+    wait_for("the charge", SOON, async || edge.stack.tollgate.lines().iter().any(posting).then_some(()))
+        .await
+        .expect("charged");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(edge.stack.tollgate.terminate().await.expect("stopped").success());
+    assert_eq!(edge.stack.runmesh.entries().len(), 1);
+    let posted = edge.stack.tollgate.lines().iter().any(|line| line.contains("posted $"));
+    assert!(posted, "{:#?}", edge.stack.tollgate.lines());
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn tollgate_over_tcp_and_by_host_name_works_like_over_a_socket() {
+    let mut edge = Edge::start().await;
+    edge.stack.tollgate.terminate().await.expect("stopped");
+    let port = tollgate_local::stack::free_port().expect("a port");
+    edge.stack.tollgate.set("TOLLGATE_GRPC_LISTEN", &format!("127.0.0.1:{port}"));
+    edge.stack.tollgate.restart().await.expect("restarted");
+    let upstream = edge.stack.flowmesh.url().trim_start_matches("http://").replace("127.0.0.1", "localhost");
+    let output = self::tollgate(
+        &[
+            "envoy-config",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--upstream",
+            &upstream,
+            "--tollgate",
+            &format!("localhost:{port}"),
+        ],
+        &[],
+    );
+    let bootstrap = String::from_utf8(output.stdout).expect("text");
+    edge.stack.envoy.kill_hard().await.expect("killed");
+    edge.stack.envoy = Envoy::start(&envoy_binary(), &bootstrap, edge.dir.path(), 2, None).await.expect("Envoy starts");
+    edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    edge.entries(1).await;
+    edge.finish().await;
+}

@@ -98,15 +98,17 @@ impl Lifecycle {
                     }
                     Some((name, Ok(()))) => tracing::debug!(task = name, "task {name} ended"),
                 },
-                () = &mut at_deadline => {
-                    failure = failure.or(Some(Failure::Deadline(self.running())));
-                    break;
-                }
+                () = &mut at_deadline => break,
                 signal = next_signal() => {
-                    failure = failure.or(Some(Failure::Deadline(format!("{} ({signal} again)", self.running()))));
+                    tracing::warn!(signal, "second signal: ending what is left");
                     break;
                 }
             }
+        }
+        if !self.names.is_empty() {
+            let running = self.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
+            tracing::error!(tasks = running, "aborting what did not stop in time: {running}");
+            failure = failure.or(Some(Failure::Deadline(running)));
         }
         self.tasks.shutdown().await;
         failure.map_or(Ok(()), Err)
@@ -122,8 +124,58 @@ impl Lifecycle {
         let name = at.map_or("unnamed", |at| self.names.swap_remove(at).1);
         Some((name, result))
     }
+}
 
-    fn running(&self) -> String {
-        self.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    /// A lifecycle with one task that behaves, and what it saw of the stop.
+    fn with_a_good_task() -> (Lifecycle, CancellationToken) {
+        let stopping = Stopping::default();
+        let mut lifecycle = Lifecycle::new(stopping.clone());
+        let ended = CancellationToken::new();
+        let seen = ended.clone();
+        lifecycle.spawn("good", async move {
+            stopping.stop.cancelled().await;
+            seen.cancel();
+            Ok(())
+        });
+        (lifecycle, ended)
+    }
+
+    #[tokio::test]
+    async fn a_task_that_fails_panics_or_returns_stops_the_others_and_is_a_failure() {
+        for kind in ["fails", "panics", "returns"] {
+            let (mut lifecycle, good_ended) = with_a_good_task();
+            lifecycle.spawn("bad", async move {
+                match kind {
+                    "fails" => Err("the disk is gone".into()),
+                    "panics" => panic!("as the test wants"),
+                    _ => Ok(()),
+                }
+            });
+            let failure = lifecycle.run(SHORT, SHORT).await.expect_err(kind).to_string();
+            assert!(failure.starts_with("task bad ended unexpectedly"), "{failure}");
+            assert_eq!(failure.contains("the disk is gone"), kind == "fails", "{failure}");
+            assert!(good_ended.is_cancelled(), "the good task was told to stop");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_stop_is_aborted_at_the_deadline() {
+        let (mut lifecycle, good_ended) = with_a_good_task();
+        let aborted = CancellationToken::new();
+        let guard = aborted.clone().drop_guard();
+        lifecycle.spawn("stubborn", async move {
+            let _guard = guard;
+            std::future::pending().await
+        });
+        lifecycle.spawn("bad", async { Err("it".into()) });
+        let failure = lifecycle.run(SHORT, SHORT).await.expect_err("a failure").to_string();
+        assert!(failure.contains("task bad"), "the first failure is the one that is told: {failure}");
+        assert!(good_ended.is_cancelled() && aborted.is_cancelled());
     }
 }

@@ -35,9 +35,7 @@ pub async fn demo(binaries: &Binaries) -> Result<ExitCode> {
         ports: Ports { edge: free_port()?, ..Ports::default() },
         dir: folder.path().to_owned(),
         // What the sweep finds by itself it finds within seconds rather than minutes.
-        settings: vec![
-            ("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned()),
-        ],
+        settings: vec![("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned())],
         tollgate_output: None,
         envoy_output: None,
     };

@@ -8,7 +8,8 @@ mod charges;
 mod submissions;
 mod work;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -52,10 +53,11 @@ impl SqliteLedger {
     pub async fn open(path: &Path, at: Timestamp) -> Result<Self, Error> {
         let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
         let lock = lock(path).map_err(&fail)?;
+        // SQLite gives its other files the permissions of this one.
+        private(path).map_err(|error| fail(error.to_string()))?;
         let options = SqliteConnectOptions::from_str("sqlite:")
             .map_err(|error| fail(error.to_string()))?
             .filename(path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
@@ -102,12 +104,17 @@ impl SqliteLedger {
     }
 }
 
+/// Opens a file for writing, made if need be, for its owner only: a ledger tells who paid what.
+fn private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
 /// Takes the lock file beside the ledger.
 fn lock(path: &Path) -> Result<File, String> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let name = PathBuf::from(name);
-    let file = File::create(&name).map_err(|error| format!("cannot write {}: {error}", name.display()))?;
+    let file = private(&name).map_err(|error| format!("cannot write {}: {error}", name.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err("another tollgate process uses it".to_owned()),

@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
@@ -293,6 +294,20 @@ async fn a_sweep_plans_the_tasks_that_ended_and_does_not_reset_their_growing_int
     assert_eq!(fixture.ledger.next_due(Work::Tasks).await.expect("read"), Some(at(50)));
     fixture.ledger.settle("tsk-1", Some("wfl-1"), &Settlement::Nothing, at(51)).await.expect("committed");
     assert_eq!(fixture.ledger.note_tasks("wfl-1", &tasks, &tasks, at(52)).await.expect("noted"), 1);
+}
+
+#[tokio::test]
+async fn only_its_owner_can_read_a_ledger() {
+    let fixture = Fixture::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    let mut files = 0;
+    for file in std::fs::read_dir(fixture.dir.path()).expect("listed") {
+        let file = file.expect("an entry");
+        let mode = file.metadata().expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?} has mode {mode:o}", file.path());
+        files += 1;
+    }
+    assert!(files >= 3, "the database, its log and its lock");
 }
 
 #[tokio::test]

@@ -4,28 +4,33 @@
 //! [`App::run`] starts the tasks and runs until the stop.
 
 use std::fs::Permissions;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::access_log::AccessLog;
+use crate::access_log::event::Event;
+use crate::access_log::{AccessLog, Intake};
 use crate::admin::{self, Admin, Gauges};
 use crate::authz::Authz;
 use crate::authz::response::Stamp;
-use crate::config::{Config, Listen};
+use crate::config::{BaseUrl, Config, Listen};
 use crate::drive::{Driver, News};
 use crate::guard::Guard;
 use crate::identity::Identity;
@@ -36,29 +41,80 @@ use crate::poster::Poster;
 use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
 use crate::telemetry::Metrics;
-use crate::upstream;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
 use crate::upstream::runmesh::Runmesh;
+use crate::upstream::{CallError, Http};
 
 enum Bound {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
-/// A Unix socket's file, which goes when the listener does.
-struct SocketFile(PathBuf);
+/// A Unix socket's file, which goes when the listener does, unless another process has put its own in its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: FileIdentity,
+}
+
+/// Inode number and time of its last change: the number alone is given to the next file at once.
+type FileIdentity = (u64, i64, i64);
+
+fn identity_of(path: &Path) -> std::io::Result<FileIdentity> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((file.ino(), file.ctime(), file.ctime_nsec()))
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already, and nobody is left to be told.
-        let _ = std::fs::remove_file(&self.0);
+        if identity_of(&self.path).is_ok_and(|identity| identity == self.identity) {
+            // It may be gone by now, and nobody is left to be told.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The clients of the systems on the other side.
+pub struct Upstreams {
+    lum_id: LumId,
+    flowmesh: FlowMesh,
+    /// Absent without billing.
+    runmesh: Option<Runmesh>,
+}
+
+impl Upstreams {
+    /// # Errors
+    /// When one of them needs TLS and this machine has no trusted root.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let limits = &config.limits;
+        let http = |variable: &str, upstream: &BaseUrl, limit| {
+            Http::new(upstream, limit).map_err(|error| {
+                let error = CallError::from(error);
+                anyhow!("{variable}: cannot speak TLS ({error}): are CA certificates installed, or SSL_CERT_FILE set?")
+            })
+        };
+        let lum_id = http("LUM_ID_BASE_URL", &config.lum_id_base_url, limits.introspection_timeout)?;
+        let flowmesh = http("FLOWMESH_BASE_URL", &config.flowmesh.base_url, limits.flowmesh_timeout)?;
+        let runmesh = match &config.billing {
+            Some(billing) => {
+                let http = http("RUNMESH_BILLING_BASE_URL", &billing.base_url, limits.post_timeout)?;
+                Some(Runmesh::new(http, billing, limits.preflight_timeout))
+            }
+            None => None,
+        };
+        Ok(Self {
+            lum_id: LumId::new(lum_id, &config.lum_id_base_url),
+            flowmesh: FlowMesh::new(flowmesh, config.flowmesh.clone()),
+            runmesh,
+        })
     }
 }
 
 /// Tollgate, bound and not yet running.
 pub struct App {
     config: Config,
+    upstreams: Upstreams,
     grpc: Bound,
     grpc_address: String,
     admin: TcpListener,
@@ -72,30 +128,30 @@ impl App {
     /// # Errors
     /// One line that names the setting that cannot be used.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
-        let (grpc, grpc_address) = match &config.grpc_listen {
-            Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .with_context(|| format!("TOLLGATE_GRPC_LISTEN: cannot listen on {address}"))?;
-                let address = listener.local_addr()?.to_string();
-                (Bound::Tcp(listener), address)
-            }
-            Listen::Unix(path) => {
-                let listener = bind_unix(path)
-                    .with_context(|| format!("TOLLGATE_GRPC_LISTEN: cannot listen on {}", path.display()))?;
-                (Bound::Unix(listener, SocketFile(path.clone())), config.grpc_listen.to_string())
-            }
-        };
-        let admin = TcpListener::bind(config.admin_listen)
-            .await
-            .with_context(|| format!("TOLLGATE_ADMIN_LISTEN: cannot listen on {}", config.admin_listen))?;
+        let upstreams = Upstreams::new(&config)?;
+        // Before the socket: it keeps a second process out, which would else take the first one's socket away.
         let ledger = match config.billing {
             Some(_) => {
                 Some(Arc::new(SqliteLedger::open(&config.ledger, Timestamp::now()).await.context("TOLLGATE_LEDGER")?))
             }
             None => None,
         };
-        Ok(Self { admin_address: admin.local_addr()?, config, grpc, grpc_address, admin, ledger })
+        let cannot_listen = || format!("TOLLGATE_GRPC_LISTEN: cannot listen on {}", config.grpc_listen);
+        let (grpc, grpc_address) = match &config.grpc_listen {
+            Listen::Tcp(address) => {
+                let listener = TcpListener::bind(address).await.with_context(cannot_listen)?;
+                let address = listener.local_addr()?.to_string();
+                (Bound::Tcp(listener), address)
+            }
+            Listen::Unix(path) => {
+                let (listener, file) = bind_unix(path).await.with_context(cannot_listen)?;
+                (Bound::Unix(listener, file), config.grpc_listen.to_string())
+            }
+        };
+        let admin = TcpListener::bind(config.admin_listen)
+            .await
+            .with_context(|| format!("TOLLGATE_ADMIN_LISTEN: cannot listen on {}", config.admin_listen))?;
+        Ok(Self { admin_address: admin.local_addr()?, config, upstreams, grpc, grpc_address, admin, ledger })
     }
 
     /// Where Envoy reaches it: `host:port` or `unix:/path`.
@@ -119,26 +175,24 @@ impl App {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());
-        let Self { config, grpc, admin, ledger, .. } = self;
+        let Self { config, upstreams: Upstreams { lum_id, flowmesh, runmesh }, grpc, admin, ledger, .. } = self;
         let limits = &config.limits;
 
-        let lum_id = LumId::new(upstream::client(limits.introspection_timeout)?, &config.lum_id_base_url);
         let identity = Identity::new(&config, lum_id, metrics.clone());
-        let flowmesh = FlowMesh::new(upstream::client(limits.flowmesh_timeout)?, config.flowmesh.clone());
         let suppliers = Suppliers::new(flowmesh.clone(), limits, metrics.clone());
         lifecycle.spawn("worker directory", suppliers.clone().keep(stopping.stop.clone()));
 
         let dyn_ledger = ledger.clone().map(|ledger| ledger as Arc<dyn Ledger>);
+        let requests = TaskTracker::new();
         let mut guard = None;
-        let access_log = match (&config.billing, &dyn_ledger) {
-            (Some(billing), Some(ledger)) => {
-                let http = upstream::client(limits.post_timeout)?;
-                let runmesh = Runmesh::new(http, billing, limits.preflight_timeout);
+        let (access_log, events) = match (runmesh, &dyn_ledger) {
+            (Some(runmesh), Some(ledger)) => {
                 guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), metrics.clone()));
                 let parts = Parts { config: &config, ledger, flowmesh, suppliers: &suppliers, metrics: &metrics };
-                spawn_billing(&mut lifecycle, &stopping, runmesh, parts)
+                let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
+                (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
             }
-            _ => AccessLog::idle(metrics.clone(), stopping.stop.clone()),
+            _ => (AccessLog::new(None, &stopping, &requests, metrics.clone()), None),
         };
         let authz = Authz {
             identity: identity.clone(),
@@ -147,6 +201,7 @@ impl App {
             ledger: dyn_ledger.clone(),
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
+            requests: requests.clone(),
             metrics,
         };
 
@@ -158,17 +213,26 @@ impl App {
             .add_service(AuthorizationServer::new(authz))
             .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes));
         let stop = stopping.stop.clone();
-        lifecycle.spawn("grpc", async move {
+        let serving = async move {
             match grpc {
                 Bound::Tcp(listener) => {
                     let incoming = TcpListenerStream::new(listener);
-                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await?;
+                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await
                 }
                 Bound::Unix(listener, _file) => {
                     let incoming = UnixListenerStream::new(listener);
-                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await?;
+                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await
                 }
             }
+        };
+        let stop = stopping.stop.clone();
+        lifecycle.spawn("grpc", async move {
+            tokio::select! {
+                result = serving => result?,
+                () = async { stop.cancelled().await; requests.close(); requests.wait().await; linger().await } => {}
+            }
+            // The last sender of events that no stream holds: with it the intake ends.
+            drop(events);
             Ok(())
         });
         lifecycle.spawn("health", report_health(health, stopping.clone()));
@@ -177,7 +241,10 @@ impl App {
             admin::router(Admin { registry, gauges, identity, ledger: dyn_ledger, stopping: stopping.clone() });
         let stop = stopping.stop.clone();
         lifecycle.spawn("admin", async move {
-            axum::serve(admin, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
+            tokio::select! {
+                result = axum::serve(admin, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => result?,
+                () = async { stop.cancelled().await; linger().await } => {}
+            }
             Ok(())
         });
 
@@ -204,7 +271,7 @@ fn spawn_billing(
     stopping: &Stopping,
     runmesh: Runmesh,
     Parts { config, ledger, flowmesh, suppliers, metrics }: Parts<'_>,
-) -> AccessLog {
+) -> mpsc::Sender<Event> {
     let news = News::default();
     let limits = &config.limits;
     let stop = &stopping.stop;
@@ -236,25 +303,38 @@ fn spawn_billing(
     lifecycle.spawn("sweeping", driver.clone().drive(sweeper, limits.sweeping_concurrency));
     lifecycle.spawn("posting", driver.drive(poster, limits.posting_concurrency));
     lifecycle.spawn("reconciling", reconciler.run(stop.clone()));
-    let (access_log, intake) = AccessLog::recording(ledger.clone(), news, limits, metrics.clone(), stop.clone());
-    lifecycle.spawn("intake", intake.run());
-    access_log
+    let (events, queue) = mpsc::channel(limits.intake_queue);
+    lifecycle.spawn("intake", Intake::new(ledger.clone(), queue, news, limits.intake_batch, metrics.clone()).run());
+    events
+}
+
+/// How long connections without a request under way may take to notice that they are to close: an idle peer must not make
+/// an orderly stop a failure.
+async fn linger() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 /// Binds a Unix socket, in place of one that a killed process left behind; group members may connect.
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+async fn bind_unix(path: &Path) -> std::io::Result<(UnixListener, SocketFile)> {
     match std::fs::symlink_metadata(path) {
-        // Somebody who answers is alive, and a bind in their place would steal their Envoy.
-        Ok(file) if file.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(std::io::ErrorKind::AddrInUse.into()),
-            Err(_) => std::fs::remove_file(path)?,
-        },
+        Ok(file) if file.file_type().is_socket() => {
+            // Only a refusal shows that nobody is there. Anybody else's socket is not ours to take, however they fare.
+            let answer = tokio::time::timeout(Duration::from_secs(1), UnixStream::connect(path)).await;
+            match answer {
+                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                Ok(Err(error)) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+                _ => return Err(ErrorKind::AddrInUse.into()),
+            }
+        }
         Ok(_) => return Err(std::io::Error::other("there is a file that is no socket")),
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    // Before it listens, so that there is no moment in which anybody else could connect.
     std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
-    Ok(listener)
+    let file = SocketFile { path: path.to_owned(), identity: identity_of(path)? };
+    Ok((socket.listen(1024)?, file))
 }
 
 /// Sets the status of the whole (the empty name) and of both services.
@@ -274,4 +354,33 @@ async fn report_health(health: HealthReporter, stopping: Stopping) -> Result<(),
     stopping.stop.cancelled().await;
     announce(&health, ServingStatus::NotServing, true).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_taken_over_from_the_dead_and_only_its_owner_takes_it_away() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("grpc.sock");
+        let (listener, first) = bind_unix(&path).await.expect("bound");
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
+        assert_eq!(bind_unix(&path).await.err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
+        // The first process stops listening, and has something to finish before it ends.
+        drop(listener);
+        let (listener, second) = bind_unix(&path).await.expect("taken over");
+        drop(first);
+        UnixStream::connect(&path).await.expect("the second one is still there");
+        drop((listener, second));
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().expect("temp file");
+        let error = bind_unix(file.path()).await.expect_err("no socket");
+        assert!(error.to_string().contains("no socket"), "{error}");
+        assert!(file.path().exists());
+    }
 }

@@ -1,15 +1,17 @@
 //! The subcommands.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::app::App;
+use crate::app::{App, Upstreams};
 use crate::config::{Config, Options};
 use crate::envoy_config::{self, Addresses};
-use crate::{telemetry, upstream};
+use crate::telemetry;
+use crate::upstream::Http;
 
 /// lum.id identity, Runmesh balance preflight, supplier attribution and billing for an unmodified FlowMesh, beside Envoy.
 #[derive(Debug, Parser)]
@@ -62,6 +64,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::CheckConfig => {
             let config = config(cli.options)?;
+            // A machine without certificates is as good a reason not to start as a wrong value.
+            Upstreams::new(&config)?;
             for (variable, value) in config.describe() {
                 println!("{variable}={value}");
             }
@@ -81,7 +85,11 @@ fn config(options: Options) -> anyhow::Result<Config> {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(work)
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let result = runtime.block_on(work);
+    // Not its drop, which would wait for a name look-up that hangs.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
@@ -104,9 +112,13 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 async fn healthcheck(config: Config) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/readyz", config.admin_listen);
-    let client = upstream::client(Duration::from_secs(3))?;
-    let response = client.get(&url).send().await.map_err(upstream::CallError::from).context(url)?;
+    let mut address = config.admin_listen;
+    if address.ip().is_unspecified() {
+        // An address to listen on, not one to connect to.
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let url = format!("http://{address}/readyz");
+    let response = Http::local(Duration::from_secs(3))?.send(|client| client.get(&url)).await.context(url.clone())?;
     let ready = response.status().is_success();
     println!("{}", response.text().await.unwrap_or_default());
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })

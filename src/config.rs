@@ -100,6 +100,20 @@ pub struct Error {
 pub struct BaseUrl(String);
 
 impl BaseUrl {
+    /// Whether connections to it need TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+
+    /// Whether it is on this machine, as far as its host's name tells.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let host = Url::parse(&self.0).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// This base followed by `path`, which starts with a slash.
     #[must_use]
     pub fn join(&self, path: &str) -> String {
@@ -222,6 +236,8 @@ pub struct Config {
     pub lum_id_base_url: BaseUrl,
     /// `None`: no ledger is opened, no log entry is asked for, nothing is posted.
     pub billing: Option<Billing>,
+    /// What `RUNMESH_BILLING_BASE_URL` and the secret were, also where the other one is missing.
+    given_for_billing: (Option<BaseUrl>, bool),
     /// Whether submissions pass a preflight; never true without billing.
     pub balance_guard: bool,
     /// Stamped as `x-flowmesh-org-id`; visible ASCII.
@@ -258,6 +274,7 @@ impl Config {
             options.flowmesh_bridge_secret,
             options.flowmesh_bridge_secret_file,
         )?;
+        let given_for_billing = (runmesh.clone(), secret.is_some());
         let billing = match (runmesh, secret) {
             (Some(base_url), Some(secret)) => Some(Billing { base_url, secret }),
             (Some(_), None) => {
@@ -283,13 +300,29 @@ impl Config {
                 stale_if_error.as_secs()
             ));
         }
+        let lum_id_base_url = base_url(
+            "LUM_ID_BASE_URL",
+            &given(options.lum_id_base_url).unwrap_or_else(|| "https://lum.id".to_owned()),
+        )?;
+        let in_clear = |url: &BaseUrl| !url.is_https() && !url.is_loopback();
+        if in_clear(&lum_id_base_url) {
+            warnings.push("LUM_ID_BASE_URL is http: tokens go over the network in clear".to_owned());
+        }
+        if billing.as_ref().is_some_and(|billing| in_clear(&billing.base_url)) {
+            warnings.push("RUNMESH_BILLING_BASE_URL is http: its secret goes over the network in clear".to_owned());
+        }
+        let admin_listen = address(
+            "TOLLGATE_ADMIN_LISTEN",
+            &given(options.admin_listen).unwrap_or_else(|| "127.0.0.1:9090".to_owned()),
+        )?;
+        if !admin_listen.ip().is_loopback() {
+            warnings.push(format!("TOLLGATE_ADMIN_LISTEN: others than this machine can read {admin_listen}"));
+        }
         Ok(Self {
-            lum_id_base_url: base_url(
-                "LUM_ID_BASE_URL",
-                &given(options.lum_id_base_url).unwrap_or_else(|| "https://lum.id".to_owned()),
-            )?,
+            lum_id_base_url,
             balance_guard: guard && billing.is_some(),
             billing,
+            given_for_billing,
             org_id: org_id(options.lumid_org_id)?,
             stale_if_error,
             flowmesh: Flowmesh {
@@ -305,10 +338,7 @@ impl Config {
                 )?,
             },
             grpc_listen,
-            admin_listen: address(
-                "TOLLGATE_ADMIN_LISTEN",
-                &given(options.admin_listen).unwrap_or_else(|| "127.0.0.1:9090".to_owned()),
-            )?,
+            admin_listen,
             ledger: ledger(options.ledger)?,
             forward_authorization: on_off("TOLLGATE_FORWARD_AUTHORIZATION", options.forward_authorization)?,
             reconcile_interval: seconds(
@@ -347,9 +377,9 @@ impl Config {
             ("LUM_ID_BASE_URL", self.lum_id_base_url.0.clone()),
             (
                 "RUNMESH_BILLING_BASE_URL",
-                self.billing.as_ref().map(|billing| billing.base_url.0.clone()).unwrap_or_default(),
+                self.given_for_billing.0.as_ref().map(|url| url.0.clone()).unwrap_or_default(),
             ),
-            ("FLOWMESH_BRIDGE_SECRET", masked(self.billing.is_some())),
+            ("FLOWMESH_BRIDGE_SECRET", masked(self.given_for_billing.1)),
             ("LUMID_BALANCE_GUARD", on(self.balance_guard)),
             ("LUMID_ORG_ID", self.org_id.clone()),
             ("LUMID_STALE_IF_ERROR_SECS", self.stale_if_error.as_secs().to_string()),
@@ -441,10 +471,13 @@ fn seconds(
 }
 
 fn address(variable: &'static str, text: &str) -> Result<SocketAddr, Error> {
-    text.to_socket_addrs()
+    let addresses: Vec<SocketAddr> = text
+        .to_socket_addrs()
         .map_err(|error| wrong(variable, format!("'{text}' is not host:port: {error}")))?
-        .next()
-        .ok_or_else(|| wrong(variable, format!("'{text}' resolves to no address")))
+        .collect();
+    // As the bootstrap looks up names: else `localhost` could be one address here and another one there.
+    let found = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    found.copied().ok_or_else(|| wrong(variable, format!("'{text}' resolves to no address")))
 }
 
 /// Whoever reaches the gRPC port can write bills, so anything that another machine could reach must be asked for.
@@ -453,8 +486,8 @@ fn grpc_listen(value: Option<String>, insecure: bool, warnings: &mut Vec<String>
     let text = given(value).unwrap_or_else(|| "127.0.0.1:9001".to_owned());
     if let Some(path) = text.strip_prefix("unix:") {
         // sun_path holds 108 bytes including the final NUL; bind's own error does not say so.
-        if path.is_empty() || path.len() > 107 {
-            return Err(wrong(VARIABLE, "the path of a Unix socket has 1 to 107 bytes"));
+        if !path.starts_with('/') || path.len() > 107 {
+            return Err(wrong(VARIABLE, "unix: wants an absolute path of at most 107 bytes"));
         }
         return Ok(Listen::Unix(PathBuf::from(path)));
     }
@@ -483,8 +516,13 @@ fn ledger(value: Option<String>) -> Result<PathBuf, Error> {
     const VARIABLE: &str = "TOLLGATE_LEDGER";
     let url = given(value).unwrap_or_else(|| "sqlite:tollgate.db".to_owned());
     match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() && !path.contains(":memory:") => Ok(PathBuf::from(path)),
-        Some(("sqlite", _)) => Err(wrong(VARIABLE, "sqlite: wants the path of a file, such as sqlite:tollgate.db")),
+        // Of `sqlite://name` nobody could tell whether it is below the current folder or the root.
+        Some(("sqlite", path)) if !path.is_empty() && !path.starts_with("//") && !path.contains(":memory:") => {
+            Ok(PathBuf::from(path))
+        }
+        Some(("sqlite", _)) => {
+            Err(wrong(VARIABLE, "wants the path of a file, such as sqlite:tollgate.db or sqlite:/var/…"))
+        }
         // The rest of the text may hold a password.
         Some((scheme, _)) => Err(wrong(VARIABLE, format!("this version has no {scheme} ledger, only sqlite:PATH"))),
         None => Err(wrong(VARIABLE, "is not of the form sqlite:PATH")),
@@ -559,7 +597,7 @@ mod tests {
     #[test]
     fn every_error_is_one_line_that_names_its_variable() {
         type Change = fn(&mut Options);
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 17] = [
             ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("lum.id")),
             ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("ftp://lum.id")),
             ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("https://u:p@lum.id")),
@@ -569,7 +607,11 @@ mod tests {
             ("LUMID_BALANCE_GUARD", |o| o.lumid_balance_guard = some("yes")),
             ("LUMID_STALE_IF_ERROR_SECS", |o| o.lumid_stale_if_error_secs = some("-1")),
             ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("0.0.0.0:9001")),
+            ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:relative.sock")),
+            ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:@abstract")),
             ("TOLLGATE_ADMIN_LISTEN", |o| o.admin_listen = some("9090")),
+            ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite::memory:")),
+            ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite://ledger.db")),
             ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x")),
             ("TOLLGATE_LOG", |o| o.log = some("tollgate=loud")),
             ("TOLLGATE_LOG_FORMAT", |o| o.log_format = some("xml")),
@@ -588,6 +630,17 @@ mod tests {
             o.insecure_listen = some("on");
         });
         assert_eq!(config.expect("asked for").warnings.len(), 1);
+    }
+
+    #[test]
+    fn what_goes_over_a_network_in_clear_is_warned_about_and_loopback_is_not() {
+        let warnings = |url: &str| parse(|o| o.lum_id_base_url = some(url)).expect("valid").warnings.len();
+        assert_eq!(warnings("http://lum.internal"), 1);
+        for url in ["https://lum.internal", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"] {
+            assert_eq!(warnings(url), 0, "{url}");
+        }
+        let config = parse(|o| o.admin_listen = some("0.0.0.0:9090")).expect("valid");
+        assert_eq!(config.warnings.len(), 1);
     }
 
     #[test]

@@ -118,13 +118,13 @@ fn classify_api<'a>(method: &str, rest: &[&'a str]) -> Result<Route<'a>, NotNorm
         ("POST", ["workflows"]) => Route::Submit,
         // Not an id: FlowMesh matches this route before `/workflows/{id}`.
         (_, ["workflows", "validate"]) => Route::Other,
-        ("GET", ["workflows", workflow]) => Route::ReadWorkflow { workflow_id: id(workflow)? },
+        ("GET", ["workflows", workflow]) if !workflow.is_empty() => Route::ReadWorkflow { workflow_id: id(workflow)? },
         ("POST", ["workflows", workflow, "cancel"]) => Route::CancelWorkflow { workflow_id: id(workflow)? },
         (_, ["workflows", workflow, ..]) if !workflow.is_empty() => {
             id(workflow)?;
             Route::Other
         }
-        ("GET", ["tasks", task]) => Route::ReadTask { task_id: id(task)? },
+        ("GET", ["tasks", task]) if !task.is_empty() => Route::ReadTask { task_id: id(task)? },
         ("POST", ["results"]) => Route::PostResult,
         ("GET", ["results", task, ..]) | ("POST", ["results", task, "files"]) if !task.is_empty() => {
             Route::Artifact { task_id: id(task)? }
@@ -237,6 +237,9 @@ mod tests {
             ("GET", "/api/v1/serve/other/x", Route::Other),
             ("POST", "/API/v1/workflows", Route::Other),
             ("POST", "/api/v1/workflows/", Route::Other),
+            ("GET", "/api/v1/workflows/", Route::Other),
+            ("GET", "/api/v1/tasks/", Route::Other),
+            ("GET", "/api/v1/results/", Route::Other),
             ("GET", "/", Route::Other),
         ] {
             assert_eq!(classify(method, path), Ok(expected), "{method} {path}");

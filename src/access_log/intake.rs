@@ -28,7 +28,9 @@ pub struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(
+    /// `batch` is how many events one transaction takes at most.
+    #[must_use]
+    pub fn new(
         ledger: Arc<dyn Ledger>,
         queue: mpsc::Receiver<Event>,
         news: News,

@@ -7,53 +7,43 @@
 pub mod event;
 mod intake;
 
-use std::sync::Arc;
-
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogService;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::config::Limits;
-use crate::drive::News;
-use crate::ledger::Ledger;
+use crate::lifecycle::Stopping;
 use crate::telemetry::{KindLabels, Metrics};
 use event::Event;
 pub use intake::Intake;
 
 /// The gRPC service.
 pub struct AccessLog {
-    /// Absent without billing: entries are then counted and forgotten.
-    events: Option<mpsc::Sender<Event>>,
+    /// Absent without billing: entries are then counted and forgotten. Weak, because connections keep the service, and one
+    /// that idles must not keep the intake from ending.
+    events: Option<mpsc::WeakSender<Event>>,
     stop: CancellationToken,
+    requests: TaskTracker,
     metrics: Metrics,
 }
 
 impl AccessLog {
-    /// A service that feeds an intake, and the intake.
+    /// `events` leads to the intake; `requests` counts open streams, for who waits for their end.
     #[must_use]
-    pub fn recording(
-        ledger: Arc<dyn Ledger>,
-        news: News,
-        limits: &Limits,
+    pub fn new(
+        events: Option<mpsc::WeakSender<Event>>,
+        stopping: &Stopping,
+        requests: &TaskTracker,
         metrics: Metrics,
-        stop: CancellationToken,
-    ) -> (Self, Intake) {
-        let (events, queue) = mpsc::channel(limits.intake_queue);
-        let intake = Intake::new(ledger, queue, news, limits.intake_batch, metrics.clone());
-        (Self { events: Some(events), stop, metrics }, intake)
+    ) -> Self {
+        Self { events, stop: stopping.stop.clone(), requests: requests.clone(), metrics }
     }
 
-    /// A service that records nothing, for when billing is off.
-    #[must_use]
-    pub fn idle(metrics: Metrics, stop: CancellationToken) -> Self {
-        Self { events: None, stop, metrics }
-    }
-
-    async fn take(&self, message: StreamAccessLogsMessage) -> Result<(), Status> {
+    async fn take(&self, message: StreamAccessLogsMessage, events: Option<&mpsc::Sender<Event>>) -> Result<(), Status> {
         let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { return Ok(()) };
         let now = Timestamp::now();
         for entry in &entries.log_entry {
@@ -63,7 +53,7 @@ impl AccessLog {
                 Err(ignored) => ignored.kind(),
             };
             self.metrics.log_entries.get_or_create(&KindLabels { kind }).inc();
-            if let (Ok(event), Some(events)) = (extracted, &self.events) {
+            if let (Ok(event), Some(events)) = (extracted, events) {
                 // Waits while the queue is full. It only closes when the intake has died, and the process with it.
                 events.send(event).await.map_err(|_| Status::unavailable("stopping"))?;
                 self.metrics.intake_queued.inc();
@@ -96,6 +86,11 @@ impl AccessLogService for AccessLog {
         request: Request<Streaming<StreamAccessLogsMessage>>,
     ) -> Result<Response<StreamAccessLogsResponse>, Status> {
         let _open = OpenStream::new(&self.metrics);
+        let _request = self.requests.token();
+        let events = match &self.events {
+            Some(events) => Some(events.upgrade().ok_or_else(|| Status::unavailable("stopping"))?),
+            None => None,
+        };
         let mut stream = request.into_inner();
         loop {
             let message = tokio::select! {
@@ -105,7 +100,7 @@ impl AccessLogService for AccessLog {
                 () = self.stop.cancelled() => break,
             };
             match message {
-                Ok(Some(message)) => self.take(message).await?,
+                Ok(Some(message)) => self.take(message, events.as_ref()).await?,
                 Ok(None) => break,
                 Err(status) => {
                     // Envoy went away; what it had not sent is found by the sweep.

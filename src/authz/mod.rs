@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use jiff::Timestamp;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -43,23 +44,36 @@ pub struct Authz {
     /// How long a submission waits for its row before it goes without.
     pub submission_timeout: Duration,
     pub stamp: Stamp,
+    /// Counts Checks under way, for who waits for their end.
+    pub requests: TaskTracker,
     pub metrics: Metrics,
 }
 
 #[tonic::async_trait]
 impl Authorization for Authz {
-    /// Answers every decision, also a refusal, with gRPC status OK and the decision inside. An error status here would
-    /// make Envoy answer with its own `status_on_error`, and never let the request through.
+    /// Answers every request, whatever it is, with gRPC status OK and the decision inside. At an error status Envoy would
+    /// decide by itself, and one with `failure_mode_allow` would let the request through.
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let started = Instant::now();
-        let inquiry = request::parse(request.into_inner())
-            .ok_or_else(|| Status::invalid_argument("the Check has no HTTP attributes"))?;
+        let _request = self.requests.token();
+        let inquiry = request::parse(request.into_inner());
         let mut seen = Seen::default();
+        let unless_cancelled = Cancelled(&self.metrics);
+        let started = Instant::now();
         let decision = self.decide(&inquiry, &mut seen).await;
+        std::mem::forget(unless_cancelled);
         log(&decision, &inquiry, &seen);
         self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
         self.metrics.check_seconds.observe(started.elapsed().as_secs_f64());
         Ok(Response::new(response::render(&decision, &self.stamp)))
+    }
+}
+
+/// Counts a Check that Envoy gave up, by its time limit or with its client.
+struct Cancelled<'a>(&'a Metrics);
+
+impl Drop for Cancelled<'_> {
+    fn drop(&mut self) {
+        self.0.decisions.get_or_create(&DecisionLabels { reason: "cancelled" }).inc();
     }
 }
 

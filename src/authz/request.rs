@@ -12,7 +12,7 @@ const SUPPLIER_EXTENSION: &str = "supplier";
 const LONGEST_REQUEST_ID: usize = 128;
 
 /// What Check needs to know of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inquiry {
     pub method: String,
     /// Path and query, as FlowMesh will see them.
@@ -30,11 +30,12 @@ pub struct Inquiry {
     pub supplier: Option<String>,
 }
 
-/// Reads a request. `None` when it has no HTTP attributes, which Envoy's filter never leaves out.
+/// Reads a request. One without HTTP attributes, which Envoy's filter never leaves out, has an empty path, which is in no
+/// normal form.
 #[must_use]
-pub fn parse(request: CheckRequest) -> Option<Inquiry> {
-    let AttributeContext { source, request, mut context_extensions, .. } = request.attributes?;
-    let http = request?.http?;
+pub fn parse(request: CheckRequest) -> Inquiry {
+    let AttributeContext { source, request, mut context_extensions, .. } = request.attributes.unwrap_or_default();
+    let http = request.and_then(|request| request.http).unwrap_or_default();
     let request_id = values(&http, "x-request-id")
         .pop()
         .and_then(|id| String::from_utf8(id).ok())
@@ -43,7 +44,7 @@ pub fn parse(request: CheckRequest) -> Option<Inquiry> {
     let is_websocket = values(&http, "upgrade")
         .iter()
         .any(|value| value.split(|&byte| byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(b"websocket")));
-    Some(Inquiry {
+    Inquiry {
         request_id,
         source: source.map_or_else(String::new, address),
         authorization: values(&http, "authorization"),
@@ -52,7 +53,7 @@ pub fn parse(request: CheckRequest) -> Option<Inquiry> {
         body: if http.raw_body.is_empty() { http.body.into_bytes() } else { http.raw_body },
         method: http.method,
         target: http.path,
-    })
+    }
 }
 
 /// Every value of a header. With `encode_raw_headers` they are in the header map, else in the plain one.

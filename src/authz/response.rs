@@ -107,16 +107,14 @@ fn denied(denial: &Denial) -> CheckResponse {
         headers,
         body: serde_json::json!({ "detail": denial.detail() }).to_string(),
     };
-    // Both end the request with exactly this answer. A decision counts as denied at Envoy and trouble as an error, so
-    // that an outage of lum.id does not look like an attack in its statistics.
-    let (code, http_response) = match denial {
-        Denial::IdentityUnavailable => (Code::Unavailable, HttpResponse::ErrorResponse(response)),
-        Denial::MissingBearer | Denial::InactiveToken => {
-            (Code::Unauthenticated, HttpResponse::DeniedResponse(response))
-        }
-        Denial::Path(_) | Denial::Balance(_) => (Code::PermissionDenied, HttpResponse::DeniedResponse(response)),
+    let code = match denial {
+        Denial::IdentityUnavailable => Code::Unavailable,
+        Denial::MissingBearer | Denial::InactiveToken => Code::Unauthenticated,
+        Denial::Path(_) | Denial::Balance(_) => Code::PermissionDenied,
     };
-    CheckResponse { status: Some(status(code)), dynamic_metadata: None, http_response: Some(http_response) }
+    // Never an `error_response`, not even for lum.id's trouble: an Envoy with `failure_mode_allow` lets those through.
+    let http_response = Some(HttpResponse::DeniedResponse(response));
+    CheckResponse { status: Some(status(code)), dynamic_metadata: None, http_response }
 }
 
 fn status(code: Code) -> rpc::Status {

@@ -88,6 +88,8 @@ impl Expiry<TokenHash, Known> for UntilExpiry {
 #[derive(Clone)]
 pub struct Identity {
     lum_id: LumId,
+    /// How long a look-up may take in all.
+    limit: Duration,
     fresh: Cache<TokenHash, Known>,
     /// What served until lately, for `LUMID_STALE_IF_ERROR_SECS`; absent when that is 0.
     stale: Option<Cache<TokenHash, Known>>,
@@ -106,6 +108,8 @@ impl Identity {
         };
         Self {
             lum_id,
+            // A little above the client's own, whose error says more.
+            limit: config.limits.introspection_timeout + Duration::from_millis(200),
             fresh: cache(ttl),
             stale: (!config.stale_if_error.is_zero()).then(|| cache(ttl + config.stale_if_error)),
             metrics,
@@ -122,7 +126,10 @@ impl Identity {
             self.count(CacheOutcome::Hit);
             return Ok(known.principal);
         }
-        let answer = self.fresh.try_get_with(hash, self.introspect(token, hash)).await;
+        // One limit for all of it: who waited for another's call that was cancelled makes a call of its own.
+        let answer = tokio::time::timeout(self.limit, self.fresh.try_get_with(hash, self.introspect(token, hash)))
+            .await
+            .unwrap_or_else(|_| Err(Arc::new(Error::Unavailable(Arc::new(CallError::Timeout)))));
         match answer {
             Ok(known) if !known.is_over(Timestamp::now()) => {
                 self.count(CacheOutcome::Miss);
@@ -237,7 +244,7 @@ mod tests {
         .expect("valid");
         // Short, so that the tests see expiry without waiting a minute.
         config.limits.identity_cache_ttl = Duration::from_millis(200);
-        let http = crate::upstream::client(Duration::from_secs(3)).expect("client");
+        let http = crate::upstream::Http::new(&config.lum_id_base_url, Duration::from_secs(3)).expect("client");
         let lum_id = LumId::new(http, &config.lum_id_base_url);
         (server, Identity::new(&config, lum_id, Metrics::unread()))
     }
@@ -248,6 +255,32 @@ mod tests {
 
     async fn calls(server: &MockServer) -> usize {
         server.received_requests().await.unwrap_or_default().len()
+    }
+
+    /// Looks the token up until that takes another call than the calls so far.
+    async fn until_not_cached(
+        identity: &Identity,
+        server: &MockServer,
+        so_far: usize,
+    ) -> Result<Arc<Principal>, Error> {
+        let started = Instant::now();
+        loop {
+            let outcome = resolve(identity).await;
+            if calls(server).await > so_far {
+                return outcome;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "waited in vain for the entry to expire");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// One poll of a future, as a runtime would do it.
+    async fn poll_once<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> Option<T> {
+        std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
     }
 
     #[tokio::test]
@@ -267,18 +300,13 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_goes_away_takes_nobody_with_it() {
         let (_server, identity) = identity("0", vec![active(0).set_delay(Duration::from_millis(100))]).await;
-        let first = tokio::spawn({
-            let identity = identity.clone();
-            async move { resolve(&identity).await }
-        });
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let second = tokio::spawn({
-            let identity = identity.clone();
-            async move { resolve(&identity).await }
-        });
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        first.abort();
-        assert_eq!(second.await.expect("no panic").expect("active").id, "user-1");
+        // Polled in this order: the first one makes the call, the second one waits for it.
+        let mut first = Box::pin(resolve(&identity));
+        let mut second = Box::pin(resolve(&identity));
+        assert!(poll_once(&mut first).await.is_none());
+        assert!(poll_once(&mut second).await.is_none());
+        drop(first);
+        assert_eq!(second.await.expect("active").id, "user-1");
     }
 
     #[tokio::test]
@@ -293,22 +321,21 @@ mod tests {
     #[tokio::test]
     async fn an_answer_past_its_expiry_is_inactive_and_an_expiry_bounds_the_cache() {
         let now = Timestamp::now().as_second();
-        let (_server, identity) = identity("0", vec![active(now - 1), active(-5), active(now + 1), inactive()]).await;
+        let (server, identity) = identity("0", vec![active(now - 1), active(-5), active(now + 1), inactive()]).await;
         assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
         assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
         assert!(resolve(&identity).await.is_ok());
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
+        let outcome = until_not_cached(&identity, &server, 3).await;
+        assert!(matches!(outcome, Err(Error::Inactive)), "{outcome:?}");
     }
 
     #[tokio::test]
     async fn a_stale_entry_serves_in_an_outage_only_when_asked_for_and_never_after_a_refusal() {
         let outage = || ResponseTemplate::new(503);
         for (stale, serves) in [("0", false), ("60", true)] {
-            let (_server, identity) = identity(stale, vec![active(0), outage(), inactive(), outage()]).await;
+            let (server, identity) = identity(stale, vec![active(0), outage(), inactive(), outage()]).await;
             assert!(resolve(&identity).await.is_ok());
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_eq!(resolve(&identity).await.is_ok(), serves, "stale {stale}");
+            assert_eq!(until_not_cached(&identity, &server, 1).await.is_ok(), serves, "stale {stale}");
             assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
             assert!(matches!(resolve(&identity).await, Err(Error::Unavailable(_))), "stale {stale}");
         }

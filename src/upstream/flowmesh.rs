@@ -3,24 +3,26 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Number;
 use serde_json::value::RawValue;
 
-use super::{CallError, read_bounded};
+use super::{CallError, Http, read_bounded};
 use crate::config::{self, expose};
 
 /// One task or workflow; a task holds its whole spec.
 const ITEM_LIMIT: usize = 64 * 1024 * 1024;
+/// A task or worker that a request waits for: a huge one is not worth it.
+const LOOKUP_LIMIT: usize = 1024 * 1024;
 /// A list of everything FlowMesh remembers.
 const LIST_LIMIT: usize = 256 * 1024 * 1024;
 
 /// The client.
 #[derive(Debug, Clone)]
 pub struct FlowMesh {
-    http: Client,
+    http: Http,
     config: config::Flowmesh,
 }
 
@@ -87,7 +89,7 @@ pub struct Worker {
 impl FlowMesh {
     /// `http` carries the time limit of a call where nobody waits.
     #[must_use]
-    pub fn new(http: Client, config: config::Flowmesh) -> Self {
+    pub fn new(http: Http, config: config::Flowmesh) -> Self {
         Self { http, config }
     }
 
@@ -96,7 +98,7 @@ impl FlowMesh {
     /// # Errors
     /// [`CallError`] when FlowMesh did not give the agreed answer.
     pub async fn task(&self, task_id: &str) -> Result<Option<Task>, CallError> {
-        self.get(&format!("/api/v1/tasks/{task_id}"), ITEM_LIMIT, None).await
+        self.get(&self.http, &format!("/api/v1/tasks/{task_id}"), ITEM_LIMIT).await
     }
 
     /// A task without its usages, for who waits only `limit` to know its worker.
@@ -104,7 +106,8 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn task_status(&self, task_id: &str, limit: Duration) -> Result<Option<Task>, CallError> {
-        self.get(&format!("/api/v1/tasks/{task_id}?view=status"), ITEM_LIMIT, Some(limit)).await
+        let path = format!("/api/v1/tasks/{task_id}?view=status");
+        self.get(&self.http.with_limit(limit), &path, LOOKUP_LIMIT).await
     }
 
     /// A workflow; `None` when FlowMesh does not know it (any more).
@@ -112,7 +115,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn workflow(&self, workflow_id: &str) -> Result<Option<Workflow>, CallError> {
-        self.get(&format!("/api/v1/workflows/{workflow_id}"), ITEM_LIMIT, None).await
+        self.get(&self.http, &format!("/api/v1/workflows/{workflow_id}"), ITEM_LIMIT).await
     }
 
     /// Every workflow FlowMesh remembers.
@@ -137,27 +140,21 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn worker(&self, worker_id: &str, limit: Duration) -> Result<Option<Worker>, CallError> {
-        self.get(&format!("/api/v1/workers/{worker_id}"), ITEM_LIMIT, Some(limit)).await
+        self.get(&self.http.with_limit(limit), &format!("/api/v1/workers/{worker_id}"), LOOKUP_LIMIT).await
     }
 
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
-        self.get(path, LIST_LIMIT, None).await?.ok_or(CallError::Status(404))
+        self.get(&self.http, path, LIST_LIMIT).await?.ok_or(CallError::Status(404))
     }
 
-    async fn get<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        size: usize,
-        limit: Option<Duration>,
-    ) -> Result<Option<T>, CallError> {
-        let mut request = self.http.get(self.config.base_url.join(path));
-        if let Some(key) = &self.config.api_key {
-            request = request.bearer_auth(expose(key));
-        }
-        if let Some(limit) = limit {
-            request = request.timeout(limit);
-        }
-        let response = request.send().await?;
+    async fn get<T: DeserializeOwned>(&self, http: &Http, path: &str, size: usize) -> Result<Option<T>, CallError> {
+        let url = self.config.base_url.join(path);
+        let response = http
+            .send(|client| match &self.config.api_key {
+                Some(key) => client.get(&url).bearer_auth(expose(key)),
+                None => client.get(&url),
+            })
+            .await?;
         match response.status() {
             StatusCode::OK => Ok(Some(serde_json::from_slice(&read_bounded(response, size).await?)?)),
             StatusCode::NOT_FOUND => Ok(None),
@@ -199,7 +196,7 @@ mod tests {
             base_url: BaseUrl::of_test(&server.uri()),
             api_key: Some(SecretString::from("key".to_owned())),
         };
-        FlowMesh::new(crate::upstream::client(Duration::from_secs(2)).expect("client"), config)
+        FlowMesh::new(Http::new(&config.base_url, Duration::from_secs(2)).expect("client"), config)
     }
 
     #[tokio::test]

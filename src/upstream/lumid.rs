@@ -1,9 +1,9 @@
 //! lum.id: `POST /oauth/introspect` (RFC 7662 with extras, no client authentication).
 
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::{CallError, read_bounded};
+use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{BaseUrl, is_visible_ascii};
 use crate::principal::{Principal, flowmesh_scopes};
 
@@ -22,14 +22,14 @@ pub enum Introspection {
 /// The client.
 #[derive(Debug, Clone)]
 pub struct LumId {
-    http: Client,
+    http: Http,
     url: String,
 }
 
 impl LumId {
     /// `http` carries the time limit.
     #[must_use]
-    pub fn new(http: Client, base_url: &BaseUrl) -> Self {
+    pub fn new(http: Http, base_url: &BaseUrl) -> Self {
         Self { http, url: base_url.join("/oauth/introspect") }
     }
 
@@ -38,7 +38,7 @@ impl LumId {
     /// # Errors
     /// [`CallError`] when lum.id did not give the agreed answer; nothing is then known of the token.
     pub async fn introspect(&self, token: &str) -> Result<Introspection, CallError> {
-        let response = self.http.post(&self.url).form(&[("token", token)]).send().await?;
+        let response = self.http.send(|client| client.post(&self.url).form(&[("token", token)])).await?;
         if response.status() != StatusCode::OK {
             return Err(CallError::Status(response.status().as_u16()));
         }
@@ -57,7 +57,7 @@ struct Answer {
 }
 
 fn parse(body: &[u8]) -> Result<Introspection, CallError> {
-    let answer: Answer = serde_json::from_slice(body)?;
+    let answer: Answer = parse_object(body)?;
     if !answer.active {
         return Ok(Introspection::Inactive);
     }
@@ -97,7 +97,7 @@ mod tests {
             .mount(&server)
             .await;
         let base = BaseUrl::of_test(&server.uri());
-        let http = crate::upstream::client(Duration::from_millis(300)).expect("client");
+        let http = Http::new(&base, Duration::from_millis(300)).expect("client");
         (server, LumId::new(http, &base))
     }
 
@@ -149,7 +149,7 @@ mod tests {
             ("a 500", ResponseTemplate::new(500), "status"),
             ("a redirect", ResponseTemplate::new(302).insert_header("location", "/elsewhere"), "status"),
             ("HTML", ResponseTemplate::new(200).set_body_string("<html>"), "malformed"),
-            ("an array", json(serde_json::json!([])), "malformed"),
+            ("an array", json(serde_json::json!([true, "user-1", null, null, null, null])), "malformed"),
             ("a wrong type", json(serde_json::json!({"active": "yes", "sub": "u"})), "malformed"),
             ("no active", json(serde_json::json!({"sub": "u"})), "malformed"),
             ("active without sub", json(serde_json::json!({"active": true})), "malformed"),
@@ -165,7 +165,7 @@ mod tests {
     #[tokio::test]
     async fn lum_id_out_of_reach_is_a_network_error() {
         let base = BaseUrl::of_test("http://127.0.0.1:1");
-        let http = crate::upstream::client(Duration::from_secs(1)).expect("client");
+        let http = Http::new(&base, Duration::from_secs(1)).expect("client");
         let error = LumId::new(http, &base).introspect("x").await.expect_err("nobody listens on port 1");
         assert_eq!(error.kind(), "network", "{error}");
     }

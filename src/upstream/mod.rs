@@ -7,23 +7,76 @@ pub mod flowmesh;
 pub mod lumid;
 pub mod runmesh;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
+use serde::de::DeserializeOwned;
 
-/// A client for one upstream, with its time limit for a whole exchange.
-///
-/// # Errors
-/// When the TLS library cannot be set up, for instance without any trusted root.
-pub fn client(timeout: Duration) -> Result<Client, reqwest::Error> {
-    // Process-wide and idempotent: a second call finds the first one's choice, which is the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .timeout(timeout)
-        .connect_timeout(timeout)
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")))
-        .build()
+use crate::config::BaseUrl;
+
+/// Below the 5 s after which uvicorn, FlowMesh's server, closes an idle connection.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// An HTTP client for one upstream, with the time limit of a whole exchange. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Http {
+    client: Client,
+    limit: Duration,
+}
+
+impl Http {
+    /// A client for this upstream. One on this machine is reached directly, whatever proxy the environment names.
+    ///
+    /// # Errors
+    /// When TLS is needed and cannot be set up, for instance without any trusted root.
+    pub fn new(upstream: &BaseUrl, limit: Duration) -> Result<Self, reqwest::Error> {
+        Self::build(upstream.is_loopback(), upstream.is_https(), limit)
+    }
+
+    /// A client for this machine's own listeners: plain HTTP, no proxy.
+    ///
+    /// # Errors
+    /// Not in practice: there is nothing to set up.
+    pub fn local(limit: Duration) -> Result<Self, reqwest::Error> {
+        Self::build(true, false, limit)
+    }
+
+    fn build(is_local: bool, is_https: bool, limit: Duration) -> Result<Self, reqwest::Error> {
+        // Process-wide and idempotent: a second call finds the first one's choice, which is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut client = Client::builder()
+            .pool_idle_timeout(IDLE)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+        if is_local {
+            client = client.no_proxy();
+        }
+        if !is_https {
+            // Else a machine without certificates could not even speak plain HTTP.
+            client = client.tls_certs_only([]);
+        }
+        Ok(Self { client: client.build()?, limit })
+    }
+
+    /// The same connections with another time limit.
+    #[must_use]
+    pub fn with_limit(&self, limit: Duration) -> Self {
+        Self { client: self.client.clone(), limit }
+    }
+
+    /// Sends a request, and once more within the same limit when the connection broke before an answer: the other side
+    /// may have closed an idle connection just then, with no fault of anybody. So only for requests that may be repeated.
+    ///
+    /// # Errors
+    /// [`CallError`] when there is no answer.
+    pub async fn send(&self, build: impl Fn(&Client) -> RequestBuilder) -> Result<Response, CallError> {
+        let started = Instant::now();
+        let attempt = async || build(&self.client).timeout(self.limit.saturating_sub(started.elapsed())).send().await;
+        match attempt().await {
+            Err(error) if error.is_request() && !error.is_timeout() && !error.is_connect() => Ok(attempt().await?),
+            result => Ok(result?),
+        }
+    }
 }
 
 /// Why an answer could not be had; each is worth another try later.
@@ -92,4 +145,78 @@ pub async fn read_bounded(mut response: Response, limit: usize) -> Result<Vec<u8
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// Reads a JSON object. What is a list is not taken for an object whose fields come in order.
+///
+/// # Errors
+/// [`CallError::Malformed`].
+pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(CallError::Malformed("no object".to_owned()));
+    }
+    Ok(serde_json::from_slice(body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers the first request of the first connection only, and closes at the second one.
+    async fn closing_at_the_second(listener: TcpListener) {
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        let mut request = [0; 4096];
+        let (mut first, _) = listener.accept().await.expect("accepted");
+        let _ = first.read(&mut request).await.expect("read");
+        first.write_all(answer).await.expect("written");
+        let _ = first.read(&mut request).await.expect("read");
+        drop(first);
+        let (mut second, _) = listener.accept().await.expect("accepted");
+        let _ = second.read(&mut request).await.expect("read");
+        second.write_all(answer).await.expect("written");
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_is_closed_under_a_request_is_no_failure() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let server = tokio::spawn(closing_at_the_second(listener));
+        let http = Http::new(&BaseUrl::of_test(&url), Duration::from_secs(5)).expect("client");
+        for _ in 0..2 {
+            let response = http.send(|client| client.get(&url)).await.expect("an answer");
+            assert_eq!(read_bounded(response, 10).await.expect("a body"), b"{}");
+        }
+        server.await.expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_second_try_has_no_time_of_its_own() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("accepted");
+                let _ = stream.read(&mut [0; 4096]).await.expect("read");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let http = Http::new(&BaseUrl::of_test(&url), Duration::from_millis(300)).expect("client");
+        let started = Instant::now();
+        let error = http.send(|client| client.get(&url)).await.expect_err("no answer");
+        assert_eq!(error.kind(), "timeout", "{error}");
+        assert!(started.elapsed() < Duration::from_millis(450), "{:?}", started.elapsed());
+        server.abort();
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        let parse = |text: &str| parse_object::<std::collections::HashMap<String, u8>>(text.as_bytes());
+        assert!(parse(" {\"a\": 1}").is_ok());
+        for text in ["[]", "", "null", "1", "{"] {
+            assert_eq!(parse(text).expect_err(text).kind(), "malformed");
+        }
+    }
 }

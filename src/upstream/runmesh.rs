@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Response, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{CallError, read_bounded};
+use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{Billing, expose};
 
 /// Both answers are a few fields in an envelope.
@@ -21,9 +22,9 @@ const REQUIRED_AMOUNT: &str = "0.01";
 /// The client.
 #[derive(Debug, Clone)]
 pub struct Runmesh {
-    http: Client,
+    preflights: Http,
     preflight_url: String,
-    preflight_timeout: Duration,
+    entries: Http,
     entry_url: String,
     secret: SecretString,
 }
@@ -80,22 +81,18 @@ impl From<reqwest::Error> for PostError {
 impl Runmesh {
     /// `http` carries the time limit of an entry; a preflight has its own.
     #[must_use]
-    pub fn new(http: Client, billing: &Billing, preflight_timeout: Duration) -> Self {
+    pub fn new(http: Http, billing: &Billing, preflight_timeout: Duration) -> Self {
         Self {
-            http,
+            preflights: http.with_limit(preflight_timeout),
+            entries: http,
             preflight_url: billing.base_url.join("/billing/check-balance"),
-            preflight_timeout,
             entry_url: billing.base_url.join("/billing/flowmesh-entry"),
             secret: billing.secret.clone(),
         }
     }
 
-    async fn call(&self, url: &str, body: &impl Serialize, limit: Option<Duration>) -> Result<Response, CallError> {
-        let mut request = self.http.post(url).header("x-bridge-secret", expose(&self.secret)).json(body);
-        if let Some(limit) = limit {
-            request = request.timeout(limit);
-        }
-        Ok(request.send().await?)
+    async fn call(&self, http: &Http, url: &str, body: &impl Serialize) -> Result<Response, CallError> {
+        http.send(|client| client.post(url).header("x-bridge-secret", expose(&self.secret)).json(body)).await
     }
 
     /// Asks whether a user can pay for a submission.
@@ -110,7 +107,7 @@ impl Runmesh {
             required_amount: &'a str,
         }
         let question = Question { user_email: email, required_amount: REQUIRED_AMOUNT };
-        let response = self.call(&self.preflight_url, &question, Some(self.preflight_timeout)).await?;
+        let response = self.call(&self.preflights, &self.preflight_url, &question).await?;
         let status = response.status();
         if !matches!(status, StatusCode::OK | StatusCode::PAYMENT_REQUIRED) {
             return Err(CallError::Status(status.as_u16()));
@@ -124,7 +121,7 @@ impl Runmesh {
             answer if status == StatusCode::PAYMENT_REQUIRED => {
                 Ok(Balance::Insufficient(answer.map_or_else(|_| "0.00".to_owned(), |data| balance_text(data.balance))))
             }
-            Ok(data) if data.sufficient == Some(true) => Ok(Balance::Sufficient),
+            Ok(data) if data.sufficient => Ok(Balance::Sufficient),
             Ok(data) => Ok(Balance::Insufficient(balance_text(data.balance))),
             Err(error) => Err(error),
         }
@@ -135,7 +132,7 @@ impl Runmesh {
     /// # Errors
     /// [`PostError`], classified once for all callers.
     pub async fn post(&self, entry: &Entry) -> Result<(), PostError> {
-        let response = self.call(&self.entry_url, entry, None).await?;
+        let response = self.call(&self.entries, &self.entry_url, entry).await?;
         let status = response.status();
         let retry_after = retry_after(response.headers(), Timestamp::now());
         match status.as_u16() {
@@ -162,25 +159,31 @@ impl Runmesh {
     }
 }
 
-#[derive(Deserialize)]
 struct PreflightData {
-    sufficient: Option<bool>,
-    balance: Option<serde_json::Value>,
+    sufficient: bool,
+    balance: Option<Value>,
 }
 
+/// Reads the `data` object. Without one, or with a `sufficient` that is no boolean, there is no decision.
 fn parse_preflight(body: &[u8]) -> Result<PreflightData, CallError> {
     #[derive(Deserialize)]
     struct Answer {
-        data: PreflightData,
+        data: Map<String, Value>,
     }
-    Ok(serde_json::from_slice::<Answer>(body)?.data)
+    let mut data = parse_object::<Answer>(body)?.data;
+    let sufficient = match data.get("sufficient") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(sufficient)) => *sufficient,
+        Some(_) => return Err(CallError::Malformed("sufficient is no boolean".to_owned())),
+    };
+    Ok(PreflightData { sufficient, balance: data.remove("balance") })
 }
 
 /// The balance for a message to the user: digits only, whatever came.
-fn balance_text(balance: Option<serde_json::Value>) -> String {
+fn balance_text(balance: Option<Value>) -> String {
     let text = match balance {
-        Some(serde_json::Value::String(text)) => text,
-        Some(serde_json::Value::Number(number)) => number.to_string(),
+        Some(Value::String(text)) => text,
+        Some(Value::Number(number)) => number.to_string(),
         _ => String::new(),
     };
     let plain = text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_digit() || b"-.".contains(&byte));
@@ -189,7 +192,7 @@ fn balance_text(balance: Option<serde_json::Value>) -> String {
 
 /// The integer `code` of a JSON envelope, if there is one.
 fn envelope_code(body: &[u8]) -> Option<i64> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let value: Value = serde_json::from_slice(body).ok()?;
     value.get("code")?.as_i64()
 }
 
@@ -225,7 +228,7 @@ mod tests {
             base_url: BaseUrl::of_test(&format!("{}/Runmesh/", server.uri())),
             secret: SecretString::from("s3cret".to_owned()),
         };
-        let http = crate::upstream::client(Duration::from_millis(300)).expect("client");
+        let http = Http::new(&billing.base_url, Duration::from_millis(300)).expect("client");
         (server, Runmesh::new(http, &billing, Duration::from_millis(300)))
     }
 
@@ -258,6 +261,9 @@ mod tests {
             ("malformed", ResponseTemplate::new(200).set_body_string("ok")),
             ("malformed", ok(json!({"code": 200}))),
             ("malformed", ok(json!({"data": null}))),
+            ("malformed", ok(json!({"data": [true, "5.00"]}))),
+            ("malformed", ok(json!({"data": {"sufficient": "no"}}))),
+            ("malformed", ok(json!([{"sufficient": false}]))),
             ("timeout", ok(json!({})).set_delay(Duration::from_secs(5))),
         ] {
             assert_eq!(preflight(response).await.expect_err(kind).kind(), kind);

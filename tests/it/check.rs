@@ -50,9 +50,7 @@ fn is_ok(response: &CheckResponse) -> bool {
 
 fn denied_with(response: &CheckResponse) -> Option<i32> {
     match &response.http_response {
-        Some(HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied)) => {
-            denied.status.map(|status| status.code)
-        }
+        Some(HttpResponse::DeniedResponse(denied)) => denied.status.map(|status| status.code),
         _ => None,
     }
 }
@@ -86,8 +84,9 @@ async fn an_envoy_that_normalises_nothing_still_lets_nobody_around_a_check() {
         assert!(!is_ok(&response));
         assert_eq!(denied_with(&response), Some(401));
     }
-    let empty = client.check(CheckRequest::default()).await;
-    assert!(empty.is_err(), "a Check without a request is no request");
+    // Not an error status, at which an Envoy with `failure_mode_allow` would let it through.
+    let empty = check(&mut client, CheckRequest::default()).await;
+    assert_eq!(denied_with(&empty), Some(400), "a Check without a request");
     edge.finish().await;
 }
 

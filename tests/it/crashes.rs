@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tollgate_local::stack::{ACME, ALICE, BOB, Envoy, wait_for};
+use tollgate_local::stack::{ACME, ALICE, BOB, wait_for};
 use tollgate_local::standin::{Fault, Outcome};
 
-use crate::harness::{Edge, SOON, envoy_binary};
+use crate::harness::{Edge, SOON};
 
 #[tokio::test]
 async fn a_tollgate_killed_at_any_moment_after_the_201_bills_every_task_once() {
@@ -54,14 +54,7 @@ async fn a_tollgate_killed_after_a_201_without_any_log_entry_bills_after_its_res
 
 /// Replaces Envoy by one that sends no log entry.
 async fn deafen(edge: &mut Edge) {
-    edge.stack.envoy.kill_hard().await.expect("killed");
-    let upstream = edge.stack.flowmesh.url();
-    let upstream = upstream.trim_start_matches("http://");
-    let bootstrap = edge.stack.tollgate.envoy_config("127.0.0.1:0", "127.0.0.1:0", upstream).await.expect("printed");
-    let deaf = bootstrap.replace(r#"string_match: {exact: "yes"}"#, r#"string_match: {exact: "never"}"#);
-    assert_ne!(deaf, bootstrap, "the filter of the access log is in the bootstrap");
-    edge.stack.envoy = Envoy::start(&envoy_binary(), &deaf, edge.dir.path(), 2, None).await.expect("Envoy starts");
-    edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
+    edge.replace_envoy(r#"string_match: {exact: "yes"}"#, r#"string_match: {exact: "never"}"#).await;
 }
 
 #[tokio::test]

@@ -172,6 +172,17 @@ async fn lum_id_in_trouble_is_a_503_for_unknown_tokens_and_nothing_for_known_one
 }
 
 #[tokio::test]
+async fn an_envoy_that_lets_failures_through_still_refuses_what_tollgate_refuses() {
+    let mut edge = Edge::start().await;
+    edge.replace_envoy("failure_mode_allow: false", "failure_mode_allow: true").await;
+    edge.stack.lum_id.fail_with(Fault::status(500));
+    assert_refused(&answer(edge.get("/api/v1/tasks").bearer_auth("x")).await, 503, NO_IDENTITY, &[]);
+    assert_refused(&answer(edge.get("/api/v1/tasks")).await, 401, MISSING, &[]);
+    assert!(from_clients(&edge).is_empty());
+    edge.finish().await;
+}
+
+#[tokio::test]
 async fn a_user_without_balance_may_do_anything_but_submit() {
     let edge = Edge::start().await;
     assert_refused(&answer(edge.submission(PAUPER.token, 1)).await, 402, NO_BALANCE, &[]);

@@ -69,6 +69,20 @@ impl Edge {
         Self { stack, http: stack::http_client().expect("a client"), dir }
     }
 
+    /// Replaces Envoy by one with a bootstrap in which this text is another.
+    pub async fn replace_envoy(&mut self, shipped: &str, other: &str) {
+        self.stack.envoy.kill_hard().await.expect("killed");
+        let upstream = self.stack.flowmesh.url();
+        let upstream = upstream.trim_start_matches("http://");
+        let bootstrap =
+            self.stack.tollgate.envoy_config("127.0.0.1:0", "127.0.0.1:0", upstream).await.expect("printed");
+        let changed = bootstrap.replace(shipped, other);
+        assert_ne!(changed, bootstrap, "{shipped} is in the bootstrap");
+        self.stack.envoy =
+            Envoy::start(&envoy_binary(), &changed, self.dir.path(), 2, None).await.expect("Envoy starts");
+        self.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.stack.envoy.edge_url()))
     }

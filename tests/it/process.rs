@@ -4,7 +4,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
 use tollgate_local::stack::{ACME, ALICE, Envoy, Tollgate, wait_for};
+use tollgate_local::standin::{Fault, Outcome};
 
 use crate::harness::{Edge, SOON, binary, envoy_binary};
 
@@ -74,7 +77,9 @@ async fn healthcheck_tells_a_ready_tollgate_from_none() {
         .await
         .expect("starts");
     let admin = tollgate.admin_url().trim_start_matches("http://").to_owned();
-    let check = || self::tollgate(&["healthcheck"], &[("TOLLGATE_ADMIN_LISTEN", &admin)]);
+    // A proxy for the rest of the world is none for this machine.
+    let proxy = ("HTTP_PROXY", "http://127.0.0.1:1");
+    let check = || self::tollgate(&["healthcheck"], &[("TOLLGATE_ADMIN_LISTEN", &admin), proxy]);
     let output = check();
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains(r#""ready":true"#));
@@ -131,8 +136,8 @@ async fn an_orderly_stop_under_load_answers_everybody_and_loses_no_log_entry() {
     let edge = Edge::start().await;
     let mut submitted = Vec::new();
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        edge.stack.tollgate.terminate().await.expect("stopped")
+        wait_for("some load", SOON, async || (edge.stack.flowmesh.workflows().len() > 10).then_some(())).await?;
+        edge.stack.tollgate.terminate().await
     };
     // Check is answered to the very end, so everything until then goes through.
     let submit = async {
@@ -143,14 +148,14 @@ async fn an_orderly_stop_under_load_answers_everybody_and_loses_no_log_entry() {
         }
     };
     let (status, ()) = tokio::join!(stop, submit);
-    assert!(status.success(), "{status}");
+    assert!(status.expect("stopped").success());
     assert!(submitted.len() > 20, "{}", submitted.len());
     let mut edge = edge;
     edge.stack.tollgate.restart().await.expect("restarted");
     edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy again");
     edge.metric("tollgate_open_submissions", 0.0).await;
     for task in &submitted {
-        edge.stack.flowmesh.complete(task, tollgate_local::standin::Outcome::done(1.0, 1.5));
+        edge.stack.flowmesh.complete(task, Outcome::done(1.0, 1.5));
     }
     edge.entries(submitted.len()).await;
     edge.finish().await;
@@ -159,19 +164,48 @@ async fn an_orderly_stop_under_load_answers_everybody_and_loses_no_log_entry() {
 #[tokio::test]
 async fn an_orderly_stop_finishes_the_post_it_is_in() {
     let edge = Edge::start().await;
-    edge.stack.runmesh.fail_entries_with(tollgate_local::standin::Fault::Slow(Duration::from_secs(4)));
+    // It has the entry at once, and is slow to say so.
+    edge.stack.runmesh.fail_entries_with(Fault::AfterEffect(Box::new(Fault::Slow(Duration::from_secs(4)))));
     let (_, tasks) = edge.submit(ALICE.token, 1).await;
     edge.post_result(ACME.token, &tasks[0]).await;
-    let posting = |line: &String| line.contains("charge of $");
-    wait_for("the charge", SOON, async || edge.stack.tollgate.lines().iter().any(posting).then_some(()))
-        .await
-        .expect("charged");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    wait_for("the post", SOON, async || (!edge.stack.runmesh.posts().is_empty()).then_some(())).await.expect("posted");
     assert!(edge.stack.tollgate.terminate().await.expect("stopped").success());
-    assert_eq!(edge.stack.runmesh.entries().len(), 1);
+    assert_eq!(edge.stack.runmesh.posts().len(), 1);
     let posted = edge.stack.tollgate.lines().iter().any(|line| line.contains("posted $"));
     assert!(posted, "{:#?}", edge.stack.tollgate.lines());
     edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn peers_that_idle_do_not_make_an_orderly_stop_a_failure() {
+    let edge = Edge::start().await;
+    let socket = edge.dir.path().canonicalize().expect("a path").join("grpc.sock");
+    // One never says a word, the other one begins a request and never ends it.
+    let _silent = UnixStream::connect(socket).await.expect("connected");
+    let admin = edge.stack.tollgate.admin_url().trim_start_matches("http://").to_owned();
+    let mut half = TcpStream::connect(admin).await.expect("connected");
+    half.write_all(b"GET /metrics HTTP/1.1\r\nhost:").await.expect("sent");
+    let started = Instant::now();
+    let status = edge.stack.tollgate.terminate().await.expect("stopped");
+    assert!(status.success(), "{status}: {:#?}", edge.stack.tollgate.lines());
+    assert!(started.elapsed() < Duration::from_secs(9), "within docker's patience: {:?}", started.elapsed());
+    edge.finish_unbilled().await;
+}
+
+#[test]
+fn a_machine_without_certificates_is_told_so_before_anything_is_served() {
+    let settings = [("SSL_CERT_FILE", "/dev/null"), ("TOLLGATE_LEDGER", "sqlite:/dev/null/x")];
+    for command in ["serve", "check-config"] {
+        let output = tollgate(&[command], &settings);
+        assert!(!output.status.success());
+        let said = stderr(&output);
+        assert!(said.contains("LUM_ID_BASE_URL: cannot speak TLS") && said.contains("CA certificates"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // Where nothing speaks TLS none is needed.
+    let plain = [("SSL_CERT_FILE", "/dev/null"), ("LUM_ID_BASE_URL", "http://127.0.0.1:1")];
+    let output = tollgate(&["check-config"], &plain);
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 #[tokio::test]

@@ -1,27 +1,40 @@
 //! Submission and principal rows.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sqlx::SqliteConnection;
 
 use super::ms;
 use crate::ledger::NewSubmission;
 
+/// How long a Check can be repeated: Envoy's time limit, generously. After that an equal request id is a client's doing.
+const REPEATED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
+
+/// The no-op update makes RETURNING answer with the older row when this is a repeat.
+const INSERT: &str =
+    "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state) VALUES (?1, ?2, ?3, ?4, 'open')
+     ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
+     WHERE state = 'open' AND opened_at >= ?5
+     RETURNING submission_id";
+
 /// Inserts a submission and returns the id under which it stands.
 pub async fn open(tx: &mut SqliteConnection, submission: NewSubmission<'_>) -> Result<String, sqlx::Error> {
     let NewSubmission { submission_id, principal, request_id, at } = submission;
     see_principal(tx, &principal.id, principal.email.as_deref(), at).await?;
-    // The no-op update makes RETURNING answer with the older row when this is a repeat.
-    sqlx::query_scalar(
-        "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state) VALUES (?, ?, ?, ?, 'open')
-         ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
-         RETURNING submission_id",
-    )
-    .bind(submission_id)
-    .bind(&principal.id)
-    .bind(request_id)
-    .bind(ms(at))
-    .fetch_one(tx)
-    .await
+    // An id that is used up cannot stand for another submission: that one goes by its own.
+    for key in [request_id, submission_id] {
+        let row: Option<String> = sqlx::query_scalar(INSERT)
+            .bind(submission_id)
+            .bind(&principal.id)
+            .bind(key)
+            .bind(ms(at))
+            .bind(ms(at - REPEATED_WITHIN))
+            .fetch_optional(&mut *tx)
+            .await?;
+        if let Some(id) = row {
+            return Ok(id);
+        }
+    }
+    Err(sqlx::Error::RowNotFound)
 }
 
 /// Records that a principal was seen. An e-mail releases what was held for want of one; none leaves the known one.

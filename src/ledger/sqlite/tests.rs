@@ -100,6 +100,20 @@ async fn a_repeated_check_finds_its_own_submission_and_another_request_does_not(
 }
 
 #[tokio::test]
+async fn a_request_id_that_is_used_up_does_not_hide_another_submission() {
+    let fixture = Fixture::new().await;
+    fixture.submit(&alice(), "r1", 1).await;
+    fixture.submitted("sub-r1", "alice", "wfl-1", 2).await;
+    // Resolved; and then open, but far too old to be repeated.
+    let resolved = NewSubmission { submission_id: "sub-2", principal: &alice(), request_id: "r1", at: at(3) };
+    assert_eq!(fixture.ledger.open_submission(resolved).await.expect("committed"), "sub-2");
+    fixture.submit(&alice(), "r2", 4).await;
+    let late = NewSubmission { submission_id: "sub-3", principal: &alice(), request_id: "r2", at: at(65) };
+    assert_eq!(fixture.ledger.open_submission(late).await.expect("committed"), "sub-3");
+    assert_eq!(fixture.backlog().await.open_submissions, 3);
+}
+
+#[tokio::test]
 async fn a_settled_task_is_one_pending_charge_of_the_workflows_owner_however_often_it_is_settled() {
     let fixture = Fixture::new().await;
     fixture.workflow("wfl-1", &alice()).await;

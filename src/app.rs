@@ -286,6 +286,7 @@ fn spawn_billing(
         ledger: ledger.clone(),
         flowmesh: flowmesh.clone(),
         grace: config.reconcile_grace,
+        started: Timestamp::now(),
         news: news.clone(),
         metrics: metrics.clone(),
     };

@@ -193,14 +193,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records whose a workflow is, unless that is known already; its held charges are released.
     async fn attribute(&self, workflow_id: &str, attribution: &Attribution, at: Timestamp) -> Result<(), Error>;
 
-    /// Records the tasks of a workflow; those in `ended` are asked after at once. Returns how many are not settled.
-    async fn note_tasks(
-        &self,
-        workflow_id: &str,
-        task_ids: &[String],
-        ended: &[String],
-        at: Timestamp,
-    ) -> Result<u64, Error>;
+    /// Records tasks of a workflow, each with whether it has ended: then it is asked after at once. Returns how many of
+    /// the workflow's tasks are not settled.
+    async fn note_tasks(&self, workflow_id: &str, tasks: &[(&str, bool)], at: Timestamp) -> Result<u64, Error>;
 
     /// Ends a sweep: to be repeated at `again`, or never when everything is settled or the workflow gone.
     async fn swept(&self, workflow_id: &str, next: NextSweep) -> Result<(), Error>;

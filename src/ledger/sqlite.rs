@@ -232,16 +232,10 @@ impl Ledger for SqliteLedger {
         Ok(tx.commit().await?)
     }
 
-    async fn note_tasks(
-        &self,
-        workflow_id: &str,
-        task_ids: &[String],
-        ended: &[String],
-        at: Timestamp,
-    ) -> Result<u64, Error> {
+    async fn note_tasks(&self, workflow_id: &str, tasks: &[(&str, bool)], at: Timestamp) -> Result<u64, Error> {
         let mut tx = self.begin().await?;
-        for task_id in task_ids {
-            work::note_task(&mut tx, workflow_id, task_id, ended.contains(task_id), at).await?;
+        for (task_id, ended) in tasks {
+            work::note_task(&mut tx, workflow_id, task_id, *ended, at).await?;
         }
         let open: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tasks WHERE workflow_id = ? AND state = 'open'")
             .bind(workflow_id)

@@ -1,5 +1,6 @@
 //! Sweeping: asks FlowMesh after unsettled workflows, finds their owners where no log told, and their tasks.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::upstream::flowmesh::{FlowMesh, Workflow};
 /// Between two sweeps of a workflow.
 const FIRST: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_mins(5);
+/// Of a workflow with thousands of tasks so many are noted in one transaction: a submission waits for the ledger meanwhile.
+const TASKS_AT_ONCE: usize = 500;
 /// How long FlowMesh must not have known a workflow before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
@@ -23,6 +26,8 @@ pub struct Sweeper {
     pub ledger: Arc<dyn Ledger>,
     pub flowmesh: FlowMesh,
     pub grace: Duration,
+    /// When this process began to listen to the log.
+    pub started: Timestamp,
     pub news: News,
     pub metrics: Metrics,
 }
@@ -69,11 +74,12 @@ impl Worker for Sweeper {
 }
 
 impl Sweeper {
-    /// A young workflow's own log entry is likely on its way, and knows better than any match.
+    /// A young workflow's own log entry is likely on its way, and knows better than any match. So is that of an older one
+    /// just after a start: Envoy keeps entries while there is no Tollgate.
     fn wait_for_log(&self, due: &DueWorkflow, workflow: &Workflow, now: Timestamp) -> Option<Timestamp> {
-        let until = workflow.submitted_at.checked_add(self.grace).ok()?;
-        // The bound against a clock that runs ahead of ours: never wait longer than the grace from now.
-        let until = until.min(now.checked_add(self.grace).ok()?);
+        // Of a clock that runs ahead of ours no more is believed than that it is now.
+        let could_be_told = workflow.submitted_at.min(now).max(self.started);
+        let until = could_be_told.checked_add(self.grace).ok()?;
         (due.is_new && now < until).then_some(until)
     }
 
@@ -105,17 +111,22 @@ impl Sweeper {
             }
             self.news.charges.notify_one();
         }
-        let ended: Vec<String> = [&workflow.completed_tasks, &workflow.failed_tasks, &workflow.cancelled_tasks]
+        let ended: HashSet<&str> = [&workflow.completed_tasks, &workflow.failed_tasks, &workflow.cancelled_tasks]
             .into_iter()
             .flatten()
-            .cloned()
+            .map(String::as_str)
             .collect();
-        let unsettled = self.ledger.note_tasks(id, &workflow.task_ids, &ended, now).await?;
+        let tasks: Vec<(&str, bool)> =
+            workflow.task_ids.iter().map(|task| (task.as_str(), ended.contains(task.as_str()))).collect();
+        let mut unsettled = 0;
+        for some in tasks.chunks(TASKS_AT_ONCE) {
+            unsettled = self.ledger.note_tasks(id, some, now).await?;
+        }
         if !ended.is_empty() {
             self.news.tasks.notify_one();
         }
-        let all_ended = workflow.task_ids.iter().all(|task| ended.contains(task));
-        Ok((unsettled == 0 && all_ended && !workflow.task_ids.is_empty()).then_some(NextSweep::Settled))
+        let is_over = !tasks.is_empty() && tasks.iter().all(|(_, ended)| *ended);
+        Ok((is_over && unsettled == 0).then_some(NextSweep::Settled))
     }
 
     async fn find_owner(&self, workflow: &Workflow) -> Result<Attribution, ledger::Error> {

@@ -179,17 +179,16 @@ async fn a_charge_without_an_e_mail_waits_for_one() {
     edge.finish().await;
 }
 
-/// Sends a submission and goes away as soon as FlowMesh has it, before the answer.
-async fn submit_and_leave(edge: &Edge, token: &str) {
-    let before = edge.stack.flowmesh.workflows().len();
+/// Sends a submission and goes away as soon as FlowMesh has so many, before the answer.
+async fn submit_and_leave(edge: &Edge, token: &str, workflows: usize) {
     let mut stream = edge.connect().await;
     let request = format!(
         "POST /api/v1/workflows HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: text/plain\r\n\
          content-length: 9\r\n\r\n- name: a"
     );
     stream.write_all(request.as_bytes()).await.expect("sent");
-    wait_for("FlowMesh to have the workflow", SOON, async || {
-        (edge.stack.flowmesh.workflows().len() > before).then_some(())
+    wait_for(format!("FlowMesh to have {workflows} workflows"), SOON, async || {
+        (edge.stack.flowmesh.workflows().len() == workflows).then_some(())
     })
     .await
     .expect("submitted");
@@ -199,7 +198,7 @@ async fn submit_and_leave(edge: &Edge, token: &str) {
 async fn a_client_that_left_before_the_answer_is_billed_all_the_same() {
     let edge = Edge::start().await;
     edge.stack.flowmesh.options(|options| options.submit_delay = Duration::from_secs(2));
-    submit_and_leave(&edge, ALICE.token).await;
+    submit_and_leave(&edge, ALICE.token, 1).await;
     let task = edge.stack.flowmesh.tasks().pop().expect("a task");
     edge.stack.flowmesh.complete(&task.task_id, Outcome::done(10.0, 1.5));
     assert_eq!(edge.entries(1).await[0].user_sub, ALICE.sub);
@@ -210,10 +209,7 @@ async fn a_client_that_left_before_the_answer_is_billed_all_the_same() {
 async fn two_who_left_at_once_are_held_and_never_guessed() {
     let edge = Edge::start().await;
     edge.stack.flowmesh.options(|options| options.submit_delay = Duration::from_secs(2));
-    tokio::join!(submit_and_leave(&edge, ALICE.token), submit_and_leave(&edge, BOB.token));
-    wait_for("both workflows", SOON, async || (edge.stack.flowmesh.workflows().len() == 2).then_some(()))
-        .await
-        .expect("both submitted");
+    tokio::join!(submit_and_leave(&edge, ALICE.token, 2), submit_and_leave(&edge, BOB.token, 2));
     for task in edge.stack.flowmesh.tasks() {
         edge.stack.flowmesh.complete(&task.task_id, Outcome::done(10.0, 1.5));
     }

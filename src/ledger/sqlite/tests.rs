@@ -298,16 +298,16 @@ async fn evidence_of_an_end_brings_a_task_up_soon_and_a_touch_only_when_nothing_
 async fn a_sweep_plans_the_tasks_that_ended_and_does_not_reset_their_growing_interval() {
     let fixture = Fixture::new().await;
     fixture.workflow("wfl-1", &alice()).await;
-    let tasks = ["tsk-1".to_owned(), "tsk-2".to_owned()];
-    let open = fixture.ledger.note_tasks("wfl-1", &tasks, &tasks[..1], at(5)).await.expect("noted");
+    let tasks = [("tsk-1", true), ("tsk-2", false)];
+    let open = fixture.ledger.note_tasks("wfl-1", &tasks, at(5)).await.expect("noted");
     assert_eq!(open, 2);
     let due = fixture.ledger.claim_tasks(at(5), LEASE, 10).await.expect("claimed");
     assert_eq!(due.iter().map(|due| due.task_id.as_str()).collect::<Vec<_>>(), ["tsk-1"]);
     fixture.ledger.unsettled("tsk-1", Some(at(50)), at(5)).await.expect("committed");
-    fixture.ledger.note_tasks("wfl-1", &tasks, &tasks[..1], at(6)).await.expect("noted");
+    fixture.ledger.note_tasks("wfl-1", &tasks, at(6)).await.expect("noted");
     assert_eq!(fixture.ledger.next_due(Work::Tasks).await.expect("read"), Some(at(50)));
     fixture.ledger.settle("tsk-1", Some("wfl-1"), &Settlement::Nothing, at(51)).await.expect("committed");
-    assert_eq!(fixture.ledger.note_tasks("wfl-1", &tasks, &tasks, at(52)).await.expect("noted"), 1);
+    assert_eq!(fixture.ledger.note_tasks("wfl-1", &[("tsk-2", true)], at(52)).await.expect("noted"), 1);
 }
 
 #[tokio::test]

@@ -4,6 +4,9 @@
 //! what `VAR=${VAR:-}` in a compose file gives. A wrong value is one [`Error`] that names the variable; what is risky
 //! but allowed is a line in [`Config::warnings`]. Past this module nothing reads the environment.
 
+mod limits;
+mod options;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,68 +14,8 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
-/// Settings as they were given, before validation. Field docs are the `--help` texts.
-#[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Settings")]
-pub struct Options {
-    /// lum.id, the identity provider [default: `https://lum.id`]
-    #[arg(long, global = true, env = "LUM_ID_BASE_URL", value_name = "URL")]
-    pub lum_id_base_url: Option<String>,
-    /// Runmesh; empty disables billing and the guard
-    #[arg(long, global = true, env = "RUNMESH_BILLING_BASE_URL", value_name = "URL")]
-    pub runmesh_billing_base_url: Option<String>,
-    /// Runmesh's shared secret; empty disables billing and the guard. Better in a file: flags can be seen in `ps`
-    #[arg(long, global = true, env = "FLOWMESH_BRIDGE_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub flowmesh_bridge_secret: Option<String>,
-    /// File that holds Runmesh's shared secret
-    #[arg(long, global = true, env = "FLOWMESH_BRIDGE_SECRET_FILE", value_name = "PATH")]
-    pub flowmesh_bridge_secret_file: Option<String>,
-    /// `on`: refuse submissions of users without balance at Runmesh [default: off]
-    #[arg(long, global = true, env = "LUMID_BALANCE_GUARD", value_name = "on|off")]
-    pub lumid_balance_guard: Option<String>,
-    /// The org stamped on every request [default: lumid]
-    #[arg(long, global = true, env = "LUMID_ORG_ID", value_name = "ID")]
-    pub lumid_org_id: Option<String>,
-    /// Seconds an expired cache entry may serve while lum.id is out of reach; never past the token's expiry [default: 0]
-    #[arg(long, global = true, env = "LUMID_STALE_IF_ERROR_SECS", value_name = "SECS")]
-    pub lumid_stale_if_error_secs: Option<String>,
-    /// FlowMesh as Tollgate reaches it, for settling and the worker directory [default: `http://127.0.0.1:8000`]
-    #[arg(long, global = true, env = "FLOWMESH_BASE_URL", value_name = "URL")]
-    pub flowmesh_base_url: Option<String>,
-    /// Bearer for Tollgate's own calls to FlowMesh, where it wants one
-    #[arg(long, global = true, env = "FLOWMESH_API_KEY", value_name = "KEY", hide_env_values = true)]
-    pub flowmesh_api_key: Option<String>,
-    /// File that holds that bearer
-    #[arg(long, global = true, env = "FLOWMESH_API_KEY_FILE", value_name = "PATH")]
-    pub flowmesh_api_key_file: Option<String>,
-    /// Where Envoy reaches Tollgate: `host:port` or `unix:/path` [default: 127.0.0.1:9001]
-    #[arg(long, global = true, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
-    pub grpc_listen: Option<String>,
-    /// `on`: allow a gRPC listener that others than this machine can reach [default: off]
-    #[arg(long, global = true, env = "TOLLGATE_INSECURE_LISTEN", value_name = "on|off")]
-    pub insecure_listen: Option<String>,
-    /// Health and metrics [default: 127.0.0.1:9090]
-    #[arg(long, global = true, env = "TOLLGATE_ADMIN_LISTEN", value_name = "ADDR")]
-    pub admin_listen: Option<String>,
-    /// The durable store: `sqlite:PATH` [default: sqlite:tollgate.db]
-    #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL")]
-    pub ledger: Option<String>,
-    /// `on`: keep the caller's bearer on the way to FlowMesh [default: off]
-    #[arg(long, global = true, env = "TOLLGATE_FORWARD_AUTHORIZATION", value_name = "on|off")]
-    pub forward_authorization: Option<String>,
-    /// Seconds between comparisons of FlowMesh's workflow list with the ledger [default: 600]
-    #[arg(long, global = true, env = "TOLLGATE_RECONCILE_INTERVAL_SECS", value_name = "SECS")]
-    pub reconcile_interval_secs: Option<String>,
-    /// Seconds a workflow's own log entry is waited for before it is matched with open submissions [default: 30]
-    #[arg(long, global = true, env = "TOLLGATE_RECONCILE_GRACE_SECS", value_name = "SECS")]
-    pub reconcile_grace_secs: Option<String>,
-    /// Log filter, such as `info` or `info,tollgate::authz=debug` [default: info]
-    #[arg(long, global = true, env = "TOLLGATE_LOG", value_name = "FILTER")]
-    pub log: Option<String>,
-    /// `text` for people, `json` for machines [default: text]
-    #[arg(long, global = true, env = "TOLLGATE_LOG_FORMAT", value_name = "text|json")]
-    pub log_format: Option<String>,
-}
+pub use limits::Limits;
+pub use options::Options;
 
 /// Environment variables with Tollgate's prefix that this version reads, to warn about any other.
 const OWN_VARIABLES: [&str; 9] = [
@@ -162,72 +105,6 @@ impl std::fmt::Display for Listen {
 pub enum LogFormat {
     Text,
     Json,
-}
-
-/// Sizes, counts and times that are not the operator's business but must not hide in code either.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Principals kept in memory.
-    pub identity_cache_entries: u64,
-    /// How long an introspection answer is trusted.
-    pub identity_cache_ttl: Duration,
-    /// lum.id's time limit.
-    pub introspection_timeout: Duration,
-    /// Runmesh's time limit for a preflight.
-    pub preflight_timeout: Duration,
-    /// Runmesh's time limit for an entry.
-    pub post_timeout: Duration,
-    /// FlowMesh's time limit when settling and sweeping, where nobody waits.
-    pub flowmesh_timeout: Duration,
-    /// How long a Check waits for FlowMesh to name a supplier before it goes without.
-    pub supplier_timeout: Duration,
-    /// How long a Check waits for the submission row before it goes without.
-    pub submission_timeout: Duration,
-    /// Workers and task assignments kept in memory.
-    pub supplier_cache_entries: u64,
-    /// How often the worker directory is read anew.
-    pub supplier_refresh: Duration,
-    /// Log events received and not yet committed; past it the streams are not read.
-    pub intake_queue: usize,
-    /// Log events committed in one transaction at most.
-    pub intake_batch: usize,
-    /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
-    pub log_message_bytes: usize,
-    /// Tasks asked after at once.
-    pub settling_concurrency: usize,
-    /// Workflows asked after at once.
-    pub sweeping_concurrency: usize,
-    /// Posts in flight at once.
-    pub posting_concurrency: usize,
-    /// From the log service's NOT_SERVING to the end of its streams: Envoy must have noticed by then.
-    pub drain_delay: Duration,
-    /// From the end of the drain to the end of the process, whatever is still under way.
-    pub shutdown_deadline: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            identity_cache_entries: 10_000,
-            identity_cache_ttl: Duration::from_mins(1),
-            introspection_timeout: Duration::from_secs(3),
-            preflight_timeout: Duration::from_secs(5),
-            post_timeout: Duration::from_secs(10),
-            flowmesh_timeout: Duration::from_secs(10),
-            supplier_timeout: Duration::from_millis(300),
-            submission_timeout: Duration::from_secs(1),
-            supplier_cache_entries: 10_000,
-            supplier_refresh: Duration::from_secs(15),
-            intake_queue: 4096,
-            intake_batch: 512,
-            log_message_bytes: 16 * 1024 * 1024,
-            settling_concurrency: 8,
-            sweeping_concurrency: 4,
-            posting_concurrency: 32,
-            drain_delay: Duration::from_millis(2500),
-            shutdown_deadline: Duration::from_secs(15),
-        }
-    }
 }
 
 /// What Tollgate runs with.
@@ -562,120 +439,4 @@ impl BaseUrl {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(change: impl FnOnce(&mut Options)) -> Result<Config, String> {
-        let mut options = Options::default();
-        change(&mut options);
-        Config::parse(options).map_err(|error| error.to_string())
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it is what the fields hold")]
-    fn some(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    #[test]
-    fn without_any_setting_identity_works_and_billing_is_off() {
-        let config = parse(|_| {}).expect("defaults are valid");
-        assert_eq!(config.lum_id_base_url.as_str(), "https://lum.id");
-        assert!(config.billing.is_none());
-        assert_eq!(config.grpc_listen, Listen::Tcp(([127, 0, 0, 1], 9001).into()));
-        assert!(config.warnings.is_empty());
-    }
-
-    #[test]
-    fn an_empty_value_counts_as_unset() {
-        let config = parse(|o| {
-            o.lum_id_base_url = some("");
-            o.lumid_balance_guard = some(" ");
-        });
-        assert_eq!(config.expect("empty is unset").lum_id_base_url.as_str(), "https://lum.id");
-    }
-
-    #[test]
-    fn every_error_is_one_line_that_names_its_variable() {
-        type Change = fn(&mut Options);
-        let cases: [(&str, Change); 17] = [
-            ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("lum.id")),
-            ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("ftp://lum.id")),
-            ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("https://u:p@lum.id")),
-            ("RUNMESH_BILLING_BASE_URL", |o| o.runmesh_billing_base_url = some("https://r?x=1")),
-            ("FLOWMESH_BRIDGE_SECRET", |o| o.flowmesh_bridge_secret = some("a b")),
-            ("FLOWMESH_BRIDGE_SECRET_FILE", |o| o.flowmesh_bridge_secret_file = some("/nonexistent/secret")),
-            ("LUMID_BALANCE_GUARD", |o| o.lumid_balance_guard = some("yes")),
-            ("LUMID_STALE_IF_ERROR_SECS", |o| o.lumid_stale_if_error_secs = some("-1")),
-            ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("0.0.0.0:9001")),
-            ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:relative.sock")),
-            ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:@abstract")),
-            ("TOLLGATE_ADMIN_LISTEN", |o| o.admin_listen = some("9090")),
-            ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite::memory:")),
-            ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite://ledger.db")),
-            ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x")),
-            ("TOLLGATE_LOG", |o| o.log = some("tollgate=loud")),
-            ("TOLLGATE_LOG_FORMAT", |o| o.log_format = some("xml")),
-        ];
-        for (variable, change) in cases {
-            let error = parse(change).expect_err(variable);
-            assert!(error.starts_with(&format!("{variable}: ")), "{error}");
-            assert!(!error.contains('\n') && !error.contains("hunter2"), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_open_listener_must_be_asked_for_and_is_warned_about() {
-        let config = parse(|o| {
-            o.grpc_listen = some("0.0.0.0:9001");
-            o.insecure_listen = some("on");
-        });
-        assert_eq!(config.expect("asked for").warnings.len(), 1);
-    }
-
-    #[test]
-    fn what_goes_over_a_network_in_clear_is_warned_about_and_loopback_is_not() {
-        let warnings = |url: &str| parse(|o| o.lum_id_base_url = some(url)).expect("valid").warnings.len();
-        assert_eq!(warnings("http://lum.internal"), 1);
-        for url in ["https://lum.internal", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"] {
-            assert_eq!(warnings(url), 0, "{url}");
-        }
-        let config = parse(|o| o.admin_listen = some("0.0.0.0:9090")).expect("valid");
-        assert_eq!(config.warnings.len(), 1);
-    }
-
-    #[test]
-    fn billing_needs_both_url_and_secret_and_says_which_is_missing() {
-        let config = parse(|o| o.runmesh_billing_base_url = some("https://kv.run:8000/Runmesh/")).expect("valid");
-        assert!(config.billing.is_none());
-        assert_eq!(config.warnings, ["billing is off: FLOWMESH_BRIDGE_SECRET is empty"]);
-        let config = parse(|o| {
-            o.runmesh_billing_base_url = some("https://kv.run:8000/Runmesh/");
-            o.flowmesh_bridge_secret = some("s3cret");
-        })
-        .expect("valid");
-        let billing = config.billing.as_ref().expect("both are there");
-        assert_eq!(billing.base_url.join("/billing/x"), "https://kv.run:8000/Runmesh/billing/x");
-        assert!(!format!("{config:?} {:?}", config.describe()).contains("s3cret"));
-    }
-
-    #[test]
-    fn a_secret_comes_from_a_file_without_its_newline_but_not_from_both_places() {
-        let file = tempfile::NamedTempFile::new().expect("temp file");
-        std::fs::write(file.path(), "from-file\n").expect("written");
-        let path = file.path().to_str().map(str::to_owned);
-        let config = parse(|o| o.flowmesh_api_key_file = path.clone()).expect("valid");
-        assert_eq!(config.flowmesh.api_key.as_ref().map(expose), Some("from-file"));
-        let error = parse(|o| {
-            o.flowmesh_api_key_file = path;
-            o.flowmesh_api_key = some("x");
-        });
-        assert!(error.expect_err("ambiguous").contains("FLOWMESH_API_KEY_FILE"));
-    }
-
-    #[test]
-    fn an_unknown_variable_with_our_prefix_is_warned_about() {
-        let names = ["TOLLGATE_TLS_CERT", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
-        let config = parse(|_| {}).expect("valid").warn_of_unknown(names.into_iter());
-        assert_eq!(config.warnings, ["TOLLGATE_TLS_CERT is set, but this version knows no such variable"]);
-    }
-}
+mod tests;

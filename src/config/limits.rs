@@ -1,0 +1,69 @@
+//! The bounds.
+
+use std::time::Duration;
+
+/// Sizes, counts and times that are not the operator's business but must not hide in code either.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Principals kept in memory.
+    pub identity_cache_entries: u64,
+    /// How long an introspection answer is trusted.
+    pub identity_cache_ttl: Duration,
+    /// lum.id's time limit.
+    pub introspection_timeout: Duration,
+    /// Runmesh's time limit for a preflight.
+    pub preflight_timeout: Duration,
+    /// Runmesh's time limit for an entry.
+    pub post_timeout: Duration,
+    /// FlowMesh's time limit when settling and sweeping, where nobody waits.
+    pub flowmesh_timeout: Duration,
+    /// How long a Check waits for FlowMesh to name a supplier before it goes without.
+    pub supplier_timeout: Duration,
+    /// How long a Check waits for the submission row before it goes without.
+    pub submission_timeout: Duration,
+    /// Workers and task assignments kept in memory.
+    pub supplier_cache_entries: u64,
+    /// How often the worker directory is read anew.
+    pub supplier_refresh: Duration,
+    /// Log events received and not yet committed; past it the streams are not read.
+    pub intake_queue: usize,
+    /// Log events committed in one transaction at most.
+    pub intake_batch: usize,
+    /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
+    pub log_message_bytes: usize,
+    /// Tasks asked after at once.
+    pub settling_concurrency: usize,
+    /// Workflows asked after at once.
+    pub sweeping_concurrency: usize,
+    /// Posts in flight at once.
+    pub posting_concurrency: usize,
+    /// From the log service's NOT_SERVING to the end of its streams: Envoy must have noticed by then.
+    pub drain_delay: Duration,
+    /// From the end of the drain to the end of the process, whatever is still under way.
+    pub shutdown_deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            identity_cache_entries: 10_000,
+            identity_cache_ttl: Duration::from_mins(1),
+            introspection_timeout: Duration::from_secs(3),
+            preflight_timeout: Duration::from_secs(5),
+            post_timeout: Duration::from_secs(10),
+            flowmesh_timeout: Duration::from_secs(10),
+            supplier_timeout: Duration::from_millis(300),
+            submission_timeout: Duration::from_secs(1),
+            supplier_cache_entries: 10_000,
+            supplier_refresh: Duration::from_secs(15),
+            intake_queue: 4096,
+            intake_batch: 512,
+            log_message_bytes: 16 * 1024 * 1024,
+            settling_concurrency: 8,
+            sweeping_concurrency: 4,
+            posting_concurrency: 32,
+            drain_delay: Duration::from_millis(2500),
+            shutdown_deadline: Duration::from_secs(15),
+        }
+    }
+}

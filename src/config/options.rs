@@ -1,0 +1,64 @@
+//! The flags and environment variables, as they are given. The docs of the fields are the texts of `--help`.
+
+/// Settings as they were given, before validation.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Options {
+    /// lum.id, the identity provider [default: `https://lum.id`]
+    #[arg(long, global = true, env = "LUM_ID_BASE_URL", value_name = "URL")]
+    pub lum_id_base_url: Option<String>,
+    /// Runmesh; empty disables billing and the guard
+    #[arg(long, global = true, env = "RUNMESH_BILLING_BASE_URL", value_name = "URL")]
+    pub runmesh_billing_base_url: Option<String>,
+    /// Runmesh's shared secret; empty disables billing and the guard. Better in a file: flags can be seen in `ps`
+    #[arg(long, global = true, env = "FLOWMESH_BRIDGE_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub flowmesh_bridge_secret: Option<String>,
+    /// File that holds Runmesh's shared secret
+    #[arg(long, global = true, env = "FLOWMESH_BRIDGE_SECRET_FILE", value_name = "PATH")]
+    pub flowmesh_bridge_secret_file: Option<String>,
+    /// `on`: refuse submissions of users without balance at Runmesh [default: off]
+    #[arg(long, global = true, env = "LUMID_BALANCE_GUARD", value_name = "on|off")]
+    pub lumid_balance_guard: Option<String>,
+    /// The org stamped on every request [default: lumid]
+    #[arg(long, global = true, env = "LUMID_ORG_ID", value_name = "ID")]
+    pub lumid_org_id: Option<String>,
+    /// Seconds an expired cache entry may serve while lum.id is out of reach; never past the token's expiry [default: 0]
+    #[arg(long, global = true, env = "LUMID_STALE_IF_ERROR_SECS", value_name = "SECS")]
+    pub lumid_stale_if_error_secs: Option<String>,
+    /// FlowMesh as Tollgate reaches it, for settling and the worker directory [default: `http://127.0.0.1:8000`]
+    #[arg(long, global = true, env = "FLOWMESH_BASE_URL", value_name = "URL")]
+    pub flowmesh_base_url: Option<String>,
+    /// Bearer for Tollgate's own calls to FlowMesh, where it wants one
+    #[arg(long, global = true, env = "FLOWMESH_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub flowmesh_api_key: Option<String>,
+    /// File that holds that bearer
+    #[arg(long, global = true, env = "FLOWMESH_API_KEY_FILE", value_name = "PATH")]
+    pub flowmesh_api_key_file: Option<String>,
+    /// Where Envoy reaches Tollgate: `host:port` or `unix:/path` [default: 127.0.0.1:9001]
+    #[arg(long, global = true, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
+    pub grpc_listen: Option<String>,
+    /// `on`: allow a gRPC listener that others than this machine can reach [default: off]
+    #[arg(long, global = true, env = "TOLLGATE_INSECURE_LISTEN", value_name = "on|off")]
+    pub insecure_listen: Option<String>,
+    /// Health and metrics [default: 127.0.0.1:9090]
+    #[arg(long, global = true, env = "TOLLGATE_ADMIN_LISTEN", value_name = "ADDR")]
+    pub admin_listen: Option<String>,
+    /// The durable store: `sqlite:PATH` [default: sqlite:tollgate.db]
+    #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL")]
+    pub ledger: Option<String>,
+    /// `on`: keep the caller's bearer on the way to FlowMesh [default: off]
+    #[arg(long, global = true, env = "TOLLGATE_FORWARD_AUTHORIZATION", value_name = "on|off")]
+    pub forward_authorization: Option<String>,
+    /// Seconds between comparisons of FlowMesh's workflow list with the ledger [default: 600]
+    #[arg(long, global = true, env = "TOLLGATE_RECONCILE_INTERVAL_SECS", value_name = "SECS")]
+    pub reconcile_interval_secs: Option<String>,
+    /// Seconds a workflow's own log entry is waited for before it is matched with open submissions [default: 30]
+    #[arg(long, global = true, env = "TOLLGATE_RECONCILE_GRACE_SECS", value_name = "SECS")]
+    pub reconcile_grace_secs: Option<String>,
+    /// Log filter, such as `info` or `info,tollgate::authz=debug` [default: info]
+    #[arg(long, global = true, env = "TOLLGATE_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// `text` for people, `json` for machines [default: text]
+    #[arg(long, global = true, env = "TOLLGATE_LOG_FORMAT", value_name = "text|json")]
+    pub log_format: Option<String>,
+}

@@ -1,0 +1,115 @@
+use super::*;
+
+fn parse(change: impl FnOnce(&mut Options)) -> Result<Config, String> {
+    let mut options = Options::default();
+    change(&mut options);
+    Config::parse(options).map_err(|error| error.to_string())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is what the fields hold")]
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+#[test]
+fn without_any_setting_identity_works_and_billing_is_off() {
+    let config = parse(|_| {}).expect("defaults are valid");
+    assert_eq!(config.lum_id_base_url.as_str(), "https://lum.id");
+    assert!(config.billing.is_none());
+    assert_eq!(config.grpc_listen, Listen::Tcp(([127, 0, 0, 1], 9001).into()));
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn an_empty_value_counts_as_unset() {
+    let config = parse(|o| {
+        o.lum_id_base_url = some("");
+        o.lumid_balance_guard = some(" ");
+    });
+    assert_eq!(config.expect("empty is unset").lum_id_base_url.as_str(), "https://lum.id");
+}
+
+#[test]
+fn every_error_is_one_line_that_names_its_variable() {
+    type Change = fn(&mut Options);
+    let cases: [(&str, Change); 17] = [
+        ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("lum.id")),
+        ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("ftp://lum.id")),
+        ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("https://u:p@lum.id")),
+        ("RUNMESH_BILLING_BASE_URL", |o| o.runmesh_billing_base_url = some("https://r?x=1")),
+        ("FLOWMESH_BRIDGE_SECRET", |o| o.flowmesh_bridge_secret = some("a b")),
+        ("FLOWMESH_BRIDGE_SECRET_FILE", |o| o.flowmesh_bridge_secret_file = some("/nonexistent/secret")),
+        ("LUMID_BALANCE_GUARD", |o| o.lumid_balance_guard = some("yes")),
+        ("LUMID_STALE_IF_ERROR_SECS", |o| o.lumid_stale_if_error_secs = some("-1")),
+        ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("0.0.0.0:9001")),
+        ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:relative.sock")),
+        ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:@abstract")),
+        ("TOLLGATE_ADMIN_LISTEN", |o| o.admin_listen = some("9090")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite::memory:")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite://ledger.db")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x")),
+        ("TOLLGATE_LOG", |o| o.log = some("tollgate=loud")),
+        ("TOLLGATE_LOG_FORMAT", |o| o.log_format = some("xml")),
+    ];
+    for (variable, change) in cases {
+        let error = parse(change).expect_err(variable);
+        assert!(error.starts_with(&format!("{variable}: ")), "{error}");
+        assert!(!error.contains('\n') && !error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn an_open_listener_must_be_asked_for_and_is_warned_about() {
+    let config = parse(|o| {
+        o.grpc_listen = some("0.0.0.0:9001");
+        o.insecure_listen = some("on");
+    });
+    assert_eq!(config.expect("asked for").warnings.len(), 1);
+}
+
+#[test]
+fn what_goes_over_a_network_in_clear_is_warned_about_and_loopback_is_not() {
+    let warnings = |url: &str| parse(|o| o.lum_id_base_url = some(url)).expect("valid").warnings.len();
+    assert_eq!(warnings("http://lum.internal"), 1);
+    for url in ["https://lum.internal", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"] {
+        assert_eq!(warnings(url), 0, "{url}");
+    }
+    let config = parse(|o| o.admin_listen = some("0.0.0.0:9090")).expect("valid");
+    assert_eq!(config.warnings.len(), 1);
+}
+
+#[test]
+fn billing_needs_both_url_and_secret_and_says_which_is_missing() {
+    let config = parse(|o| o.runmesh_billing_base_url = some("https://kv.run:8000/Runmesh/")).expect("valid");
+    assert!(config.billing.is_none());
+    assert_eq!(config.warnings, ["billing is off: FLOWMESH_BRIDGE_SECRET is empty"]);
+    let config = parse(|o| {
+        o.runmesh_billing_base_url = some("https://kv.run:8000/Runmesh/");
+        o.flowmesh_bridge_secret = some("s3cret");
+    })
+    .expect("valid");
+    let billing = config.billing.as_ref().expect("both are there");
+    assert_eq!(billing.base_url.join("/billing/x"), "https://kv.run:8000/Runmesh/billing/x");
+    assert!(!format!("{config:?} {:?}", config.describe()).contains("s3cret"));
+}
+
+#[test]
+fn a_secret_comes_from_a_file_without_its_newline_but_not_from_both_places() {
+    let file = tempfile::NamedTempFile::new().expect("temp file");
+    std::fs::write(file.path(), "from-file\n").expect("written");
+    let path = file.path().to_str().map(str::to_owned);
+    let config = parse(|o| o.flowmesh_api_key_file = path.clone()).expect("valid");
+    assert_eq!(config.flowmesh.api_key.as_ref().map(expose), Some("from-file"));
+    let error = parse(|o| {
+        o.flowmesh_api_key_file = path;
+        o.flowmesh_api_key = some("x");
+    });
+    assert!(error.expect_err("ambiguous").contains("FLOWMESH_API_KEY_FILE"));
+}
+
+#[test]
+fn an_unknown_variable_with_our_prefix_is_warned_about() {
+    let names = ["TOLLGATE_TLS_CERT", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
+    let config = parse(|_| {}).expect("valid").warn_of_unknown(names.into_iter());
+    assert_eq!(config.warnings, ["TOLLGATE_TLS_CERT is set, but this version knows no such variable"]);
+}

@@ -199,6 +199,7 @@ impl App {
             guard,
             suppliers,
             ledger: dyn_ledger.clone(),
+            events: events.as_ref().map(mpsc::Sender::downgrade),
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
             requests: requests.clone(),
@@ -250,7 +251,8 @@ impl App {
 
         let result: Result<(), Failure> = lifecycle.run(limits.drain_delay, limits.shutdown_deadline).await;
         if let Some(ledger) = &ledger {
-            ledger.close().await;
+            // Folds the write-ahead log into the file; the next start would do it as well.
+            let _ = tokio::time::timeout(Duration::from_secs(5), ledger.close()).await;
         }
         Ok(result?)
     }

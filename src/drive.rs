@@ -30,6 +30,8 @@ pub struct News {
     pub tasks: Arc<Notify>,
     pub workflows: Arc<Notify>,
     pub charges: Arc<Notify>,
+    /// A submission ended without telling what it made.
+    pub lost_submission: Arc<Notify>,
 }
 
 impl News {
@@ -79,7 +81,7 @@ impl Driver {
     /// Runs a worker until the stop, with at most `concurrency` steps at once.
     ///
     /// # Errors
-    /// When a step panicked.
+    /// Never by itself.
     pub async fn drive<W: Worker>(self, worker: W, concurrency: usize) -> Result<(), TaskError> {
         let Self { ledger, news, metrics, stop } = self;
         let worker = Arc::new(worker);
@@ -126,7 +128,11 @@ impl Driver {
                 () = stop.cancelled(), if steps.is_empty() => return Ok(()),
                 ended = steps.join_next(), if !steps.is_empty() => match ended {
                     Some(Ok(Err(error))) => failed(error, "record"),
-                    Some(Err(panicked)) => return Err(panicked.into()),
+                    // A mistake of ours over one odd answer: that piece waits for its lease, the others and Check go on.
+                Some(Err(panicked)) => {
+                    metrics.ledger_errors.get_or_create(&KindLabels { kind: "panic" }).inc();
+                    tracing::error!(error = %panicked, work = ?W::WORK, "a step panicked: {panicked}");
+                }
                     Some(Ok(Ok(()))) | None => {}
                 },
                 () = news.notified(), if !stop.is_cancelled() => {}

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::drive::{LEASE, Worker, growing, jitter};
 use crate::ledger::{self, DueCharge, Ledger, Work};
 use crate::telemetry::{Metrics, OutcomeLabels};
-use crate::upstream::runmesh::{Entry, PostError, Runmesh};
+use crate::upstream::runmesh::{ENVELOPE, Entry, PostError, Runmesh};
 
 /// Between two posts of one charge.
 const FIRST: Duration = Duration::from_secs(1);
@@ -95,15 +95,23 @@ impl Worker for Poster {
                     "Runmesh refused the charge for task {task} for good: {status}"
                 );
             }
-            Err(PostError::Retryable { reason, retry_after, .. }) => {
-                let tripped = self.circuit(|circuit| circuit.failed(Instant::now(), jitter()));
+            Err(PostError::Retryable { reason, retry_after, kind }) => {
+                let tripped = self.circuit(|circuit| {
+                    // Runmesh answered, and about this entry: that must not keep everybody else's back.
+                    if kind == ENVELOPE {
+                        circuit.succeeded();
+                        return None;
+                    }
+                    circuit.failed(Instant::now(), jitter())
+                });
                 if let Some(pause) = tripped {
                     tracing::error!(reason, "posting is paused for {pause:.1?}: {reason}");
                 }
                 let wait =
                     growing(FIRST, MOST, attempts, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MOST));
-                let again = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
-                self.ledger.post_failed(&task, &reason, again).await?;
+                let now = Timestamp::now();
+                let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+                self.ledger.post_failed(&task, &reason, again, now).await?;
                 tracing::warn!(
                     task,
                     attempts,

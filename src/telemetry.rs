@@ -28,6 +28,8 @@ use crate::config::{Config, LogFormat};
 pub fn init_logs(config: &Config) -> Result<(), TryInitError> {
     // Config has parsed it before; the fallback only keeps this free of a panic.
     let filter: Targets = config.log.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    // At debug sqlx prints every statement; who wants that says so.
+    let filter = if config.log.contains("sqlx") { filter } else { filter.with_target("sqlx", tracing::Level::WARN) };
     let registry = tracing_subscriber::registry().with(filter);
     match config.log_format {
         LogFormat::Text => registry

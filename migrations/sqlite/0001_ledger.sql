@@ -18,6 +18,8 @@ CREATE TABLE submissions (
     request_id    TEXT NOT NULL,     -- Envoy's: a repeated Check finds its own row
     opened_at     INTEGER NOT NULL,  -- when Check let it through
     ended_at      INTEGER,           -- when the log said that the request was over; NULL: not heard of
+    failed        INTEGER NOT NULL DEFAULT 0 CHECK (failed IN (0, 1)),
+                                     -- 1: FlowMesh answered with an error of its own, so it may well have made none
     workflow_id   TEXT,              -- what came of it
     state         TEXT NOT NULL CHECK (state IN ('open', 'resolved', 'refused')),
                                      -- open: may have made a workflow nobody told us of; refused: made none
@@ -38,9 +40,14 @@ CREATE TABLE workflows (
     noted_at      INTEGER NOT NULL,  -- when the ledger first heard of it
     sweep_at      INTEGER NOT NULL,  -- when to ask FlowMesh after it again
     sweeps        INTEGER NOT NULL DEFAULT 0,  -- how often that has been done, for the growing interval
+    asked_at      INTEGER NOT NULL DEFAULT 0,  -- when it was last asked after
+    heard         INTEGER NOT NULL DEFAULT 0,  -- counts what is heard of it, so that a sweep notices news on its way
+    unknown_since INTEGER,                     -- since when FlowMesh says that it does not know it; NULL: it does
     leased_until  INTEGER NOT NULL DEFAULT 0   -- somebody is asking; past it, they are taken for dead
 ) STRICT;
 CREATE INDEX workflows_due ON workflows (sweep_at) WHERE state = 'open';
+CREATE INDEX workflows_of_submission ON workflows (submission_id);
+CREATE INDEX workflows_held ON workflows (noted_at) WHERE attribution = 'held';
 
 CREATE TABLE tasks (
     task_id      TEXT PRIMARY KEY,
@@ -53,6 +60,8 @@ CREATE TABLE tasks (
     settle_at    INTEGER,            -- when to ask FlowMesh after it; NULL: not before something is heard of it
     attempts     INTEGER NOT NULL DEFAULT 0,   -- since the last evidence, for the growing interval
     asked_at     INTEGER NOT NULL DEFAULT 0,   -- when it was last asked after
+    heard        INTEGER NOT NULL DEFAULT 0,   -- counts what is heard of it, so that a question notices news on its way
+    unknown_since INTEGER,                     -- since when FlowMesh says that it does not know it; NULL: it does
     leased_until INTEGER NOT NULL DEFAULT 0    -- somebody is asking; past it, they are taken for dead
 ) STRICT;
 CREATE INDEX tasks_due ON tasks (settle_at) WHERE state = 'open' AND settle_at IS NOT NULL;
@@ -81,7 +90,8 @@ CREATE TABLE charges (
     posted_at       INTEGER
 ) STRICT;
 CREATE INDEX charges_due ON charges (post_at) WHERE state = 'pending';
-CREATE INDEX charges_held ON charges (workflow_id) WHERE state = 'held';
+-- All rows, not only held ones: an owner is also corrected on charges that are about to be posted.
+CREATE INDEX charges_of_workflow ON charges (workflow_id);
 CREATE INDEX charges_held_of ON charges (principal_id) WHERE state = 'held';
 -- A merged batch shows one execution under several tasks: it is charged once.
 CREATE UNIQUE INDEX charges_execution ON charges (assigned_worker, started_at, finished_at)

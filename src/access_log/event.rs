@@ -4,11 +4,14 @@
 //! 2xx. Who submitted is what Check's metadata says, never what a header says. Every event is a hint that leads to an
 //! idempotent ledger move, so that a repeated entry changes nothing.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, AccessLogType, HttpAccessLogEntry};
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::authz::metadata;
+use crate::principal::Principal;
 use crate::route::{self, Route, is_id};
 use crate::upstream::flowmesh::is_terminal;
 
@@ -22,8 +25,11 @@ pub enum Event {
     Submitted { submission_id: String, principal_id: String, workflow_id: String, at: Timestamp },
     /// The submission made no workflow.
     SubmissionRefused { submission_id: String },
-    /// The request is over, and whether it made a workflow is not known: the client left, or the answer was lost.
-    SubmissionEnded { submission_id: String, at: Timestamp },
+    /// The request is over, and whether it made a workflow is not known: the client left, or the answer was lost, or
+    /// FlowMesh `failed`, with an error of its own.
+    SubmissionEnded { submission_id: String, at: Timestamp, failed: bool },
+    /// Not from the log: a submission that Check let through without a row, because the ledger did not commit in time.
+    SubmissionOpened { submission_id: String, principal: Arc<Principal>, request_id: String, at: Timestamp },
     /// The task has ended, or is about to: ask until it has.
     TaskEnded { task_id: String },
     /// Somebody looked at the task or moved its artifacts: ask once, if it is not settled.
@@ -40,6 +46,7 @@ impl Event {
             Self::Submitted { .. } => "submitted",
             Self::SubmissionRefused { .. } => "submission_refused",
             Self::SubmissionEnded { .. } => "submission_ended",
+            Self::SubmissionOpened { .. } => "submission_opened",
             Self::TaskEnded { .. } => "task_ended",
             Self::TaskTouched { .. } => "task_touched",
             Self::WorkflowSeen { .. } => "workflow_seen",
@@ -109,7 +116,11 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
                 Event::SubmissionRefused { submission_id }
             }
             _ if code >= 400 && common.upstream_wire_bytes_sent == 0 => Event::SubmissionRefused { submission_id },
-            _ => Event::SubmissionEnded { submission_id, at },
+            _ => Event::SubmissionEnded {
+                submission_id,
+                at,
+                failed: code >= 500 && response.response_code_details == "via_upstream",
+            },
         });
     }
     if !succeeded {

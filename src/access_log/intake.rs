@@ -83,11 +83,17 @@ impl Intake {
                     self.news.charges.notify_one();
                 }
                 Event::SubmissionRefused { .. } => {}
-                // The reconciler looks for what it made, once it is old enough.
-                Event::SubmissionEnded { submission_id, .. } => tracing::info!(
-                    submission = submission_id,
-                    "submission {submission_id} ended without telling its workflow"
-                ),
+                Event::SubmissionEnded { submission_id, .. } => {
+                    tracing::info!(
+                        submission = submission_id,
+                        "submission {submission_id} ended without telling its workflow"
+                    );
+                    self.news.lost_submission.notify_one();
+                }
+                Event::SubmissionOpened { submission_id, .. } => {
+                    tracing::info!(submission = submission_id, "submission {submission_id} has its row after all");
+                    self.news.charges.notify_one();
+                }
                 Event::TaskEnded { .. } | Event::TaskTouched { .. } => self.news.tasks.notify_one(),
                 Event::WorkflowSeen { .. } => self.news.workflows.notify_one(),
             }

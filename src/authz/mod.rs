@@ -18,10 +18,12 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::access_log::event::Event;
 use crate::guard::{self, Guard};
 use crate::identity::{self, Identity, TokenHash};
 use crate::ledger::{Ledger, NewSubmission};
@@ -41,6 +43,8 @@ pub struct Authz {
     pub suppliers: Suppliers,
     /// Absent without billing.
     pub ledger: Option<Arc<dyn Ledger>>,
+    /// To the intake, which commits what the ledger did not take in time. Absent without billing.
+    pub events: Option<mpsc::WeakSender<Event>>,
     /// How long a submission waits for its row before it goes without.
     pub submission_timeout: Duration,
     pub stamp: Stamp,
@@ -141,9 +145,26 @@ impl Authz {
         })
     }
 
-    /// Makes the submission durable before the OK. When that fails the submission still goes through: the id goes into
-    /// the log entry all the same, and where that is lost too, the sweep holds the workflow for the operator.
-    async fn open_submission(&self, principal: &Principal, inquiry: &Inquiry) -> Option<String> {
+    /// Leaves the row to the intake, which tries until it is committed. When even its queue is full, or the process ends
+    /// before, only the log entry tells of this submission.
+    fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
+        let event = Event::SubmissionOpened {
+            submission_id: submission_id.to_owned(),
+            principal: principal.clone(),
+            request_id: request_id.to_owned(),
+            at: Timestamp::now(),
+        };
+        let sent = self.events.as_ref().and_then(mpsc::WeakSender::upgrade).map(|events| events.try_send(event));
+        if let Some(Ok(())) = sent {
+            self.metrics.intake_queued.inc();
+        } else {
+            tracing::error!(submission = submission_id, "the row of submission {submission_id} is given up");
+        }
+    }
+
+    /// Makes the submission durable before the OK. When that fails the submission still goes through, and its row is
+    /// committed as soon as the ledger takes it.
+    async fn open_submission(&self, principal: &Arc<Principal>, inquiry: &Inquiry) -> Option<String> {
         let ledger = self.ledger.as_ref()?;
         let minted = format!("sub-{}", Uuid::now_v7().simple());
         let request_id: Cow<'_, str> =
@@ -167,6 +188,7 @@ impl Authz {
                     "submission {minted} of {} goes through without a row in the ledger: {reason}",
                     principal.id
                 );
+                self.commit_later(&minted, principal, &request_id);
                 ("failed", minted)
             }
         };

@@ -48,6 +48,10 @@ pub struct DueTask {
     pub attempts: u32,
     /// There is evidence that it ended: ask until it has.
     pub eager: bool,
+    /// What had been heard of it when it was claimed.
+    pub heard: i64,
+    /// Since when FlowMesh says that it does not know it.
+    pub unknown_since: Option<Timestamp>,
 }
 
 /// A workflow to ask FlowMesh after.
@@ -62,6 +66,32 @@ pub struct DueWorkflow {
     pub is_new: bool,
     /// When the ledger first heard of it.
     pub noted_at: Timestamp,
+    /// What had been heard of it when it was claimed.
+    pub heard: i64,
+    /// Since when FlowMesh says that it does not know it.
+    pub unknown_since: Option<Timestamp>,
+}
+
+/// What FlowMesh said of a task or workflow when it was asked after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existence {
+    Known,
+    /// Not there, or not any more.
+    Unknown,
+    /// It did not say.
+    Unsaid,
+}
+
+impl Existence {
+    /// A name for statements.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+            Self::Unsaid => "unsaid",
+        }
+    }
 }
 
 /// A submission that may have made a workflow.
@@ -72,6 +102,8 @@ pub struct OpenSubmission {
     pub opened_at: Timestamp,
     /// When the log said that its request was over.
     pub ended_at: Option<Timestamp>,
+    /// FlowMesh answered with an error of its own.
+    pub failed: bool,
 }
 
 /// Whose a workflow is, when no log entry told.
@@ -157,6 +189,8 @@ pub struct Backlog {
     pub open_workflows: u64,
     pub held_workflows: u64,
     pub due_tasks: u64,
+    /// Given up because FlowMesh does not know them any more.
+    pub gone_tasks: u64,
     pub pending_charges: u64,
     pub held_charges: u64,
     pub rejected_charges: u64,
@@ -197,14 +231,23 @@ pub trait Ledger: Send + Sync + 'static {
     /// the workflow's tasks are not settled.
     async fn note_tasks(&self, workflow_id: &str, tasks: &[(&str, bool)], at: Timestamp) -> Result<u64, Error>;
 
-    /// Ends a sweep: to be repeated at `again`, or never when everything is settled or the workflow gone.
-    async fn swept(&self, workflow_id: &str, next: NextSweep) -> Result<(), Error>;
+    /// Ends a sweep: to be repeated, or not when everything is settled or the workflow gone. What was heard of it since it
+    /// was claimed brings it up at once.
+    async fn swept(&self, due: &DueWorkflow, next: NextSweep, existence: Existence, at: Timestamp)
+    -> Result<(), Error>;
 
     /// Claims tasks that are due.
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error>;
 
-    /// Ends a question after a task that is not over: to be asked again at `again`, or when something is heard of it.
-    async fn unsettled(&self, task_id: &str, again: Option<Timestamp>, at: Timestamp) -> Result<(), Error>;
+    /// Ends a question after a task that is not over: to be asked again at `again`, or when something is heard of it, at
+    /// once if that was since it was claimed.
+    async fn unsettled(
+        &self,
+        due: &DueTask,
+        again: Option<Timestamp>,
+        existence: Existence,
+        at: Timestamp,
+    ) -> Result<(), Error>;
 
     /// Settles a task that is over: at most one charge, and one per execution.
     async fn settle(
@@ -221,8 +264,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Runmesh has it.
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error>;
 
-    /// It did not work; to be tried again at `again`.
-    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp) -> Result<(), Error>;
+    /// It did not work; to be tried again at `again`, for whoever the workflow's owner is by now.
+    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error>;
 
     /// Runmesh refused it for good.
     async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error>;

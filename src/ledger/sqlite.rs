@@ -8,6 +8,7 @@ mod charges;
 mod submissions;
 mod work;
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,16 +18,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Connection, Row, Sqlite, Transaction};
 
 use super::{
-    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Ledger, NewSubmission, NextSweep, OpenSubmission,
-    Settled, Settlement, Work,
+    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
+    OpenSubmission, Settled, Settlement, Work,
 };
 use crate::access_log::event::Event;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
+/// How many workflows of a list are looked up, and noted, at once.
+const WORKFLOWS_AT_ONCE: usize = 500;
 /// How long a statement waits for another connection's lock: only the checkpointer and tools are others.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,13 @@ impl SqliteLedger {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let pool = |connections: u32, options: SqliteConnectOptions| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY_TIMEOUT).connect_with(options)
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(BUSY_TIMEOUT)
+                // When the disk is full SQLite ends a transaction by itself, which sqlx does not notice: such a connection
+                // refuses every later transaction. It is replaced.
+                .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+                .connect_with(options)
         };
         let write = pool(1, options.clone()).await.map_err(|error| fail(error.to_string()))?;
         MIGRATIONS.run(&write).await.map_err(|error| fail(error.to_string()))?;
@@ -157,12 +166,29 @@ impl Ledger for SqliteLedger {
     }
 
     async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error> {
-        let mut tx = self.begin().await?;
         let mut news = 0;
-        for (workflow_id, sweep_at) in workflows {
-            news += work::note_workflow(&mut tx, workflow_id, *sweep_at, at).await?;
+        // Nearly all of a list is known, and a submission must not wait for the one writer while that is found out.
+        for some in workflows.chunks(WORKFLOWS_AT_ONCE) {
+            let ids = serde_json::json!(some.iter().map(|(id, _)| id).collect::<Vec<_>>()).to_string();
+            let known: HashSet<String> = sqlx::query_scalar(
+                "SELECT workflow_id FROM workflows
+                 WHERE workflow_id IN (SELECT value FROM json_each(?)) AND state <> 'gone'",
+            )
+            .bind(ids)
+            .fetch_all(&self.read)
+            .await?
+            .into_iter()
+            .collect();
+            let unknown: Vec<_> = some.iter().filter(|(id, _)| !known.contains(id)).collect();
+            if unknown.is_empty() {
+                continue;
+            }
+            let mut tx = self.begin().await?;
+            for (workflow_id, sweep_at) in unknown {
+                news += work::note_workflow(&mut tx, workflow_id, *sweep_at, at).await?;
+            }
+            tx.commit().await?;
         }
-        tx.commit().await?;
         Ok(news)
     }
 
@@ -183,7 +209,7 @@ impl Ledger for SqliteLedger {
             "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
                  SELECT workflow_id FROM workflows
                  WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY sweep_at LIMIT ?3)
-             RETURNING workflow_id, sweeps, attribution, noted_at",
+             RETURNING workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
         )
         .bind(ms(at))
         .bind(until(at, lease))
@@ -199,6 +225,8 @@ impl Ledger for SqliteLedger {
                     needs_owner: matches!(attribution.as_deref(), None | Some("held")),
                     is_new: attribution.is_none(),
                     noted_at: time(row.try_get("noted_at")?),
+                    heard: row.try_get("heard")?,
+                    unknown_since: row.try_get::<Option<i64>, _>("unknown_since")?.map(time),
                 })
             })
             .collect()
@@ -206,7 +234,7 @@ impl Ledger for SqliteLedger {
 
     async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error> {
         let rows = sqlx::query(
-            "SELECT submission_id, principal_id, opened_at, ended_at FROM submissions
+            "SELECT submission_id, principal_id, opened_at, ended_at, failed FROM submissions
              WHERE state = 'open' AND opened_at BETWEEN ?1 AND ?2 ORDER BY opened_at",
         )
         .bind(ms(since))
@@ -221,6 +249,7 @@ impl Ledger for SqliteLedger {
                     principal_id: row.try_get("principal_id")?,
                     opened_at: time(row.try_get("opened_at")?),
                     ended_at: ended_at.map(time),
+                    failed: row.try_get("failed")?,
                 })
             })
             .collect()
@@ -245,19 +274,34 @@ impl Ledger for SqliteLedger {
         Ok(open.unsigned_abs())
     }
 
-    async fn swept(&self, workflow_id: &str, next: NextSweep) -> Result<(), Error> {
+    async fn swept(
+        &self,
+        due: &DueWorkflow,
+        next: NextSweep,
+        existence: Existence,
+        at: Timestamp,
+    ) -> Result<(), Error> {
         let (state, sweep_at) = match next {
             NextSweep::At(at) => ("open", Some(ms(at))),
             NextSweep::Settled => ("settled", None),
             NextSweep::Gone => ("gone", None),
         };
+        // News that came meanwhile are acted on at once.
         sqlx::query(
-            "UPDATE workflows SET leased_until = 0, sweeps = sweeps + 1, state = ?2, sweep_at = COALESCE(?3, sweep_at)
+            "UPDATE workflows SET leased_until = 0, asked_at = ?4,
+                 sweeps = IIF(heard = ?5, sweeps + 1, sweeps),
+                 state = IIF(heard = ?5, ?2, 'open'),
+                 sweep_at = IIF(heard = ?5, COALESCE(?3, sweep_at), MIN(sweep_at, ?4)),
+                 unknown_since = CASE ?6 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?4)
+                                         ELSE unknown_since END
              WHERE workflow_id = ?1 AND state = 'open'",
         )
-        .bind(workflow_id)
+        .bind(&due.workflow_id)
         .bind(state)
         .bind(sweep_at)
+        .bind(ms(at))
+        .bind(due.heard)
+        .bind(existence.as_str())
         .execute(&self.write)
         .await?;
         Ok(())
@@ -268,7 +312,7 @@ impl Ledger for SqliteLedger {
             "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
                  SELECT task_id FROM tasks
                  WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY settle_at LIMIT ?3)
-             RETURNING task_id, attempts, eager",
+             RETURNING task_id, attempts, eager, heard, unknown_since",
         )
         .bind(ms(at))
         .bind(until(at, lease))
@@ -281,19 +325,33 @@ impl Ledger for SqliteLedger {
                     task_id: row.try_get("task_id")?,
                     attempts: row.try_get("attempts")?,
                     eager: row.try_get("eager")?,
+                    heard: row.try_get("heard")?,
+                    unknown_since: row.try_get::<Option<i64>, _>("unknown_since")?.map(time),
                 })
             })
             .collect()
     }
 
-    async fn unsettled(&self, task_id: &str, again: Option<Timestamp>, at: Timestamp) -> Result<(), Error> {
+    async fn unsettled(
+        &self,
+        due: &DueTask,
+        again: Option<Timestamp>,
+        existence: Existence,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        // News that came meanwhile are acted on at once.
         sqlx::query(
-            "UPDATE tasks SET leased_until = 0, settle_at = ?2, attempts = attempts + 1, asked_at = ?3
+            "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3,
+                 settle_at = IIF(heard = ?4, ?2, MIN(settle_at, ?3)),
+                 unknown_since = CASE ?5 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?3)
+                                         ELSE unknown_since END
              WHERE task_id = ?1 AND state = 'open'",
         )
-        .bind(task_id)
+        .bind(&due.task_id)
         .bind(again.map(ms))
         .bind(ms(at))
+        .bind(due.heard)
+        .bind(existence.as_str())
         .execute(&self.write)
         .await?;
         Ok(())
@@ -320,8 +378,10 @@ impl Ledger for SqliteLedger {
         Ok(charges::posted(&self.write, task_id, at).await?)
     }
 
-    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp) -> Result<(), Error> {
-        Ok(charges::failed(&self.write, task_id, error, again).await?)
+    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        charges::failed(&mut tx, task_id, error, again, at).await?;
+        Ok(tx.commit().await?)
     }
 
     async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {

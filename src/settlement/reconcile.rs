@@ -67,7 +67,14 @@ impl Reconciler {
     async fn wait_for_overdue_submission(&self, started: Timestamp) {
         let mut covered = started.checked_sub(self.grace).unwrap_or(Timestamp::MIN);
         loop {
-            tokio::time::sleep(self.grace.max(FIRST)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.grace.max(FIRST)) => {}
+                // FlowMesh may still be at it: what it makes is found a grace later, or at the next comparison.
+                () = self.news.lost_submission.notified() => {
+                    tokio::time::sleep(self.grace.max(FIRST)).await;
+                    return;
+                }
+            }
             let now_covered = Timestamp::now().checked_sub(self.grace).unwrap_or(Timestamp::MIN);
             match self.ledger.open_submissions(covered, now_covered).await {
                 Ok(open) if open.is_empty() => covered = now_covered,
@@ -91,7 +98,7 @@ impl Reconciler {
             .into_iter()
             .map(|workflow| {
                 // What may be older than the ledger only by the difference of two clocks is left to the sweep.
-                let ours = workflow.submitted_at >= born_at - CLOCK_SKEW;
+                let ours = workflow.submitted_at.is_none_or(|at| at >= born_at - CLOCK_SKEW);
                 (workflow.workflow_id, ours.then_some(now))
             })
             .collect();

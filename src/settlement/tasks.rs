@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::usage::{self, Verdict};
 use crate::drive::{LEASE, News, Worker, growing, jitter};
-use crate::ledger::{self, DueTask, Ledger, Settled, Settlement, Work};
+use crate::ledger::{self, DueTask, Existence, Ledger, Settled, Settlement, Work};
 use crate::route::is_id;
 use crate::supplier::{Subject, Suppliers};
 use crate::telemetry::{Metrics, OutcomeLabels};
@@ -22,8 +22,8 @@ const TROUBLE_MOST: Duration = Duration::from_mins(5);
 /// Whose the workflow is will be known after its sweep.
 const DEFERRED_FIRST: Duration = Duration::from_secs(1);
 const DEFERRED_MOST: Duration = Duration::from_secs(10);
-/// How often a task must be unknown to FlowMesh in a row before it is given up: about an hour at the longest interval.
-const GONE_AFTER: u32 = 20;
+/// How long FlowMesh must have said that it does not know a task before it is given up.
+const GONE_AFTER: SignedDuration = SignedDuration::from_hours(1);
 
 /// The settling worker.
 pub struct Settler {
@@ -49,14 +49,15 @@ impl Worker for Settler {
             tracing::error!(task = ?task_id, "a task id that is none is given up: {task_id:?}");
             return self.ledger.settle(task_id, None, &Settlement::Gone, Timestamp::now()).await.map(drop);
         }
+        let now = Timestamp::now();
         let outcome = match self.flowmesh.task(task_id).await {
             Err(error) => {
                 tracing::warn!(task = task_id, %error, "cannot ask FlowMesh after task {task_id}: {error}");
-                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Unsaid).await?;
                 error.kind()
             }
-            Ok(None) if due.attempts < GONE_AFTER => {
-                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+            Ok(None) if due.unknown_since.is_none_or(|since| now.duration_since(since) < GONE_AFTER) => {
+                self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Unknown).await?;
                 "unknown"
             }
             Ok(None) => {
@@ -65,16 +66,16 @@ impl Worker for Settler {
             }
             Ok(Some(task)) => match usage::decide(&task) {
                 Verdict::NotOver if due.eager => {
-                    self.again(&due, FIRST, MOST).await?;
+                    self.again(&due, FIRST, MOST, Existence::Known).await?;
                     "not_over"
                 }
                 Verdict::NotOver => {
-                    self.ledger.unsettled(task_id, None, Timestamp::now()).await?;
+                    self.ledger.unsettled(&due, None, Existence::Known, now).await?;
                     "not_over"
                 }
                 Verdict::Unreadable(reason) => {
                     tracing::error!(task = task_id, reason, "cannot read the usage of task {task_id}: {reason}");
-                    self.again(&due, TROUBLE_FIRST, TROUBLE_MOST).await?;
+                    self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Known).await?;
                     "unreadable"
                 }
                 Verdict::Over(mut settlement) => {
@@ -94,11 +95,17 @@ impl Worker for Settler {
 }
 
 impl Settler {
-    async fn again(&self, due: &DueTask, first: Duration, most: Duration) -> Result<(), ledger::Error> {
+    async fn again(
+        &self,
+        due: &DueTask,
+        first: Duration,
+        most: Duration,
+        existence: Existence,
+    ) -> Result<(), ledger::Error> {
         let now = Timestamp::now();
         let wait = growing(first, most, due.attempts, jitter());
         let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-        self.ledger.unsettled(&due.task_id, Some(again), now).await
+        self.ledger.unsettled(due, Some(again), existence, now).await
     }
 
     async fn settle(
@@ -142,7 +149,7 @@ impl Settler {
                 "merged"
             }
             Settled::Deferred => {
-                self.again(due, DEFERRED_FIRST, DEFERRED_MOST).await?;
+                self.again(due, DEFERRED_FIRST, DEFERRED_MOST, Existence::Known).await?;
                 self.news.workflows.notify_one();
                 "deferred"
             }

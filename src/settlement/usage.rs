@@ -64,7 +64,7 @@ fn whole_seconds(number: &str) -> Option<i64> {
 /// More digits than a double needs are not its shortest form.
 const SHORTEST_DIGITS: usize = 17;
 /// Beyond what a double can hold; also keeps the zeros that are written out within bounds.
-const LARGEST_EXPONENT: i64 = 400;
+const LARGEST_EXPONENT: u64 = 400;
 
 /// A JSON number as plain decimal text, digit for digit, without an exponent: what FlowMesh's own language prints for
 /// `format(Decimal(str(x)), "f")`. `None` for a negative one, or one that no double can hold.
@@ -74,7 +74,7 @@ pub fn plain_decimal(number: &str) -> Option<String> {
         Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
         None => (number, 0),
     };
-    if mantissa.starts_with('-') || exponent.abs() > LARGEST_EXPONENT {
+    if mantissa.starts_with('-') || exponent.unsigned_abs() > LARGEST_EXPONENT {
         return None;
     }
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::attribution::{self, CLOCK_SKEW, LONGEST_SUBMISSION};
 use crate::drive::{LEASE, News, Worker, growing, jitter};
-use crate::ledger::{self, Attribution, DueWorkflow, Ledger, NextSweep, Work};
+use crate::ledger::{self, Attribution, DueWorkflow, Existence, Ledger, NextSweep, Work};
 use crate::route::is_id;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::flowmesh::{FlowMesh, Workflow};
@@ -18,7 +18,7 @@ const FIRST: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_mins(5);
 /// Of a workflow with thousands of tasks so many are noted in one transaction: a submission waits for the ledger meanwhile.
 const TASKS_AT_ONCE: usize = 500;
-/// How long FlowMesh must not have known a workflow before it is given up.
+/// How long FlowMesh must have said that it does not know a workflow before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// The sweeping worker.
@@ -46,28 +46,33 @@ impl Worker for Sweeper {
         // The interval grows from the first sweep on; trouble grows it like quiet does.
         let wait = growing(FIRST, MOST, due.sweeps, jitter());
         let later = NextSweep::At(now.checked_add(wait).unwrap_or(Timestamp::MAX));
-        let (outcome, next) = if is_id(id) {
+        let (outcome, next, existence) = if is_id(id) {
             match self.flowmesh.workflow(id).await {
                 Err(error) => {
                     tracing::warn!(workflow = id, %error, "cannot ask FlowMesh after workflow {id}: {error}");
-                    (error.kind(), later)
+                    (error.kind(), later, Existence::Unsaid)
                 }
-                Ok(None) if now.duration_since(due.noted_at) < GONE_AFTER => ("unknown", later),
+                Ok(None) if due.unknown_since.is_none_or(|since| now.duration_since(since) < GONE_AFTER) => {
+                    ("unknown", later, Existence::Unknown)
+                }
                 Ok(None) => {
                     tracing::warn!(workflow = id, "FlowMesh does not know workflow {id} any more: given up");
-                    ("gone", NextSweep::Gone)
+                    ("gone", NextSweep::Gone, Existence::Unknown)
                 }
                 Ok(Some(workflow)) => match self.wait_for_log(&due, &workflow, now) {
-                    Some(until) => ("waiting_for_log", NextSweep::At(until)),
-                    None => self.sweep(&due, &workflow, now).await?.map_or(("open", later), |next| ("settled", next)),
+                    Some(until) => ("waiting_for_log", NextSweep::At(until), Existence::Known),
+                    None if self.sweep(&due, &workflow, now).await? => {
+                        ("settled", NextSweep::Settled, Existence::Known)
+                    }
+                    None => ("open", later, Existence::Known),
                 },
             }
         } else {
             // It becomes part of a URL.
             tracing::error!(workflow = ?id, "a workflow id that is none is given up: {id:?}");
-            ("gone", NextSweep::Gone)
+            ("gone", NextSweep::Gone, Existence::Unknown)
         };
-        self.ledger.swept(id, next).await?;
+        self.ledger.swept(&due, next, existence, now).await?;
         self.metrics.sweeps.get_or_create(&OutcomeLabels { outcome }).inc();
         Ok(())
     }
@@ -78,18 +83,13 @@ impl Sweeper {
     /// just after a start: Envoy keeps entries while there is no Tollgate.
     fn wait_for_log(&self, due: &DueWorkflow, workflow: &Workflow, now: Timestamp) -> Option<Timestamp> {
         // Of a clock that runs ahead of ours no more is believed than that it is now.
-        let could_be_told = workflow.submitted_at.min(now).max(self.started);
+        let could_be_told = workflow.submitted_at.unwrap_or(due.noted_at).min(now).max(self.started);
         let until = could_be_told.checked_add(self.grace).ok()?;
         (due.is_new && now < until).then_some(until)
     }
 
-    /// Finds the owner if need be, and the tasks. `Some` when there is nothing left to ask.
-    async fn sweep(
-        &self,
-        due: &DueWorkflow,
-        workflow: &Workflow,
-        now: Timestamp,
-    ) -> Result<Option<NextSweep>, ledger::Error> {
+    /// Finds the owner if need be, and the tasks. Whether there is nothing left to ask.
+    async fn sweep(&self, due: &DueWorkflow, workflow: &Workflow, now: Timestamp) -> Result<bool, ledger::Error> {
         let id = due.workflow_id.as_str();
         if due.needs_owner {
             let attribution = self.find_owner(workflow).await?;
@@ -105,9 +105,8 @@ impl Sweeper {
                 Attribution::Held { .. } | Attribution::Ignored => {}
             }
             self.ledger.attribute(id, &attribution, now).await?;
-            if attribution == Attribution::Ignored {
-                // The row is no longer open, so what is returned here has no effect.
-                return Ok(Some(NextSweep::Settled));
+            if attribution == Attribution::Ignored && due.is_new {
+                return Ok(true);
             }
             self.news.charges.notify_one();
         }
@@ -125,14 +124,19 @@ impl Sweeper {
         if !ended.is_empty() {
             self.news.tasks.notify_one();
         }
-        let is_over = !tasks.is_empty() && tasks.iter().all(|(_, ended)| *ended);
-        Ok((is_over && unsettled == 0).then_some(NextSweep::Settled))
+        Ok(!tasks.is_empty() && unsettled == 0)
     }
 
     async fn find_owner(&self, workflow: &Workflow) -> Result<Attribution, ledger::Error> {
-        let at = workflow.submitted_at;
-        let since = at.checked_sub(CLOCK_SKEW + LONGEST_SUBMISSION).unwrap_or(Timestamp::MIN);
-        let open = self.ledger.open_submissions(since, at.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX)).await?;
-        Ok(attribution::decide(at, &open, self.ledger.born_at().await?))
+        let open = match workflow.submitted_at {
+            Some(at) => {
+                // Twice: a request may itself last that long.
+                let since = at.checked_sub(LONGEST_SUBMISSION * 2).unwrap_or(Timestamp::MIN);
+                let until = at.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX);
+                self.ledger.open_submissions(since, until).await?
+            }
+            None => Vec::new(),
+        };
+        Ok(attribution::decide(workflow.submitted_at, &open, self.ledger.born_at().await?))
     }
 }

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Number;
 use serde_json::value::RawValue;
 
-use super::{CallError, Http, read_bounded};
+use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{self, expose};
 
 /// One task or workflow; a task holds its whole spec.
@@ -60,7 +62,8 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Workflow {
     pub workflow_id: String,
-    pub submitted_at: Timestamp,
+    #[serde(default, deserialize_with = "timestamp")]
+    pub submitted_at: Option<Timestamp>,
     #[serde(default, deserialize_with = "null_as_default")]
     pub task_ids: Vec<String>,
     #[serde(default, deserialize_with = "null_as_default")]
@@ -75,7 +78,8 @@ pub struct Workflow {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct WorkflowSummary {
     pub workflow_id: String,
-    pub submitted_at: Timestamp,
+    #[serde(default, deserialize_with = "timestamp")]
+    pub submitted_at: Option<Timestamp>,
 }
 
 /// A worker and whose it is.
@@ -143,8 +147,16 @@ impl FlowMesh {
         self.get(&self.http.with_limit(limit), &format!("/api/v1/workers/{worker_id}"), LOOKUP_LIMIT).await
     }
 
+    /// A list without the items that are not as agreed: one odd item must not hide all the others.
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
-        self.get(&self.http, path, LIST_LIMIT).await?.ok_or(CallError::Status(404))
+        let items: Vec<Box<RawValue>> = self.get(&self.http, path, LIST_LIMIT).await?.ok_or(CallError::Status(404))?;
+        let count = items.len();
+        let read: Vec<T> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
+        if read.len() < count {
+            let odd = count - read.len();
+            tracing::error!(path, odd, "{odd} of {count} items of FlowMesh's {path} are not as agreed and left out");
+        }
+        Ok(read)
     }
 
     async fn get<T: DeserializeOwned>(&self, http: &Http, path: &str, size: usize) -> Result<Option<T>, CallError> {
@@ -157,7 +169,18 @@ impl FlowMesh {
             .await?;
         match response.status() {
             StatusCode::OK => Ok(Some(serde_json::from_slice(&read_bounded(response, size).await?)?)),
-            StatusCode::NOT_FOUND => Ok(None),
+            StatusCode::NOT_FOUND => {
+                // FlowMesh's own word, and not that of something in between which does not know FlowMesh's paths.
+                #[derive(Deserialize)]
+                struct Unknown {
+                    #[serde(rename = "detail")]
+                    _detail: String,
+                }
+                match parse_object::<Unknown>(&read_bounded(response, LOOKUP_LIMIT).await?) {
+                    Ok(_) => Ok(None),
+                    Err(_) => Err(CallError::Status(404)),
+                }
+            }
             status => Err(CallError::Status(status.as_u16())),
         }
     }
@@ -171,6 +194,13 @@ pub fn is_terminal(status: &str) -> bool {
 
 fn null_as_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// A time with an offset, or without one: then it is UTC. Anything else is no time.
+fn timestamp<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    let utc = || text.parse::<DateTime>().and_then(|time| time.to_zoned(TimeZone::UTC)).map(|time| time.timestamp());
+    Ok(text.parse().or_else(|_| utc()).ok())
 }
 
 /// The text of a JSON number, or of a string that holds one; `None` for anything else.
@@ -227,7 +257,27 @@ mod tests {
             .await;
         let flowmesh = client_of(&server);
         assert!(flowmesh.task("a").await.expect("answered").expect("known").usages.is_empty());
-        assert_eq!(flowmesh.task("b").await.expect("answered"), None);
+        // wiremock's own 404 has no body: it says nothing of the task.
+        assert_eq!(flowmesh.task("b").await.expect_err("not FlowMesh's word").kind(), "status");
+        let unknown = ResponseTemplate::new(404).set_body_json(json!({"detail": "Task not found"}));
+        Mock::given(path("/api/v1/tasks/c")).respond_with(unknown).mount(&server).await;
+        assert_eq!(flowmesh.task("c").await.expect("answered"), None);
+    }
+
+    #[tokio::test]
+    async fn an_odd_item_of_a_list_hides_no_other_one() {
+        let server = MockServer::start().await;
+        Mock::given(path("/api/v1/workflows"))
+            .respond_with(ResponseTemplate::new(200).set_body_json(json!([
+                {"workflow_id": "w1", "submitted_at": null}, "odd", {"submitted_at": "2026-11-22T08:00:00Z"},
+                {"workflow_id": "w2", "submitted_at": "2026-11-22T08:00:00"},
+                {"workflow_id": "w3", "submitted_at": "soon"}])))
+            .mount(&server)
+            .await;
+        let list = client_of(&server).workflows().await.expect("answered");
+        let times: Vec<_> = list.iter().map(|w| (w.workflow_id.as_str(), w.submitted_at)).collect();
+        let eight = "2026-11-22T08:00:00Z".parse().ok();
+        assert_eq!(times, [("w1", None), ("w2", eight), ("w3", None)]);
     }
 
     #[tokio::test]

@@ -14,6 +14,8 @@ use crate::config::{Billing, expose};
 
 /// Both answers are a few fields in an envelope.
 const ANSWER_LIMIT: usize = 64 * 1024;
+/// [`PostError::Retryable`]'s kind for a failure that Runmesh reports inside a 200.
+pub const ENVELOPE: &str = "envelope";
 /// How much of a refusal is kept for the operator.
 const KEPT_BYTES: usize = 500;
 /// What a submission must be good for, in US dollars.
@@ -139,7 +141,7 @@ impl Runmesh {
             200 => match envelope_code(&read_bounded(response, ANSWER_LIMIT).await?) {
                 None | Some(0 | 200) => Ok(()),
                 Some(code) => Err(PostError::Retryable {
-                    kind: "envelope",
+                    kind: ENVELOPE,
                     reason: format!("status 200 with code {code} in the envelope"),
                     retry_after,
                 }),
@@ -305,7 +307,7 @@ mod tests {
             assert!(matches!(error, PostError::Retryable { .. }), "{status}: {error}");
         }
         let envelope = post(ok(json!({"code": 500, "msg": "no"}))).await.expect_err("a failing envelope");
-        assert!(matches!(envelope, PostError::Retryable { kind: "envelope", .. }), "{envelope}");
+        assert!(matches!(envelope, PostError::Retryable { kind: ENVELOPE, .. }), "{envelope}");
         let response = ResponseTemplate::new(422).set_body_string("x".repeat(600));
         match post(response).await.expect_err("refused") {
             PostError::Rejected { status: 422, answer } => assert_eq!(answer.len(), KEPT_BYTES),

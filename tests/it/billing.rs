@@ -236,6 +236,35 @@ async fn a_workflow_from_before_the_ledger_or_from_behind_the_edge_is_never_bill
 }
 
 #[tokio::test]
+async fn a_submission_that_failed_in_flowmesh_is_not_guessed_to_be_the_workflow_that_comes_next() {
+    let edge = Edge::start().await;
+    edge.stack.flowmesh.fail_on("POST /api/v1/workflows", Fault::status(500).times(1));
+    assert_eq!(answer(edge.submission(BOB.token, 1)).await.status, 500);
+    let (_, tasks) = edge.stack.flowmesh.submit(1);
+    edge.stack.flowmesh.complete(&tasks[0], Outcome::done(10.0, 1.5));
+    edge.metric("tollgate_charges_held", 1.0).await;
+    assert!(edge.stack.runmesh.posts().is_empty());
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn one_entry_that_runmesh_chokes_on_holds_nobody_elses_back() {
+    let edge = Edge::start().await;
+    let (_, tasks) = edge.submit(BOB.token, 12).await;
+    edge.stack.runmesh.fail_entries_with(Fault::Body(r#"{"code": 500, "msg": "no"}"#.to_owned()).times(12));
+    for task in &tasks {
+        edge.stack.flowmesh.complete(task, Outcome::done(10.0, 1.5));
+        answer(edge.get(&format!("/api/v1/tasks/{task}?view=status")).bearer_auth(BOB.token)).await;
+    }
+    wait_for("every entry to have failed once", SOON, async || (edge.stack.runmesh.posts().len() >= 12).then_some(()))
+        .await
+        .expect("posted");
+    edge.metric("tollgate_posting_paused", 0.0).await;
+    edge.entries(12).await;
+    edge.finish().await;
+}
+
+#[tokio::test]
 async fn a_submission_that_flowmesh_refused_leaves_nothing_open() {
     let edge = Edge::start().await;
     let empty = edge.post("/api/v1/workflows").bearer_auth(ALICE.token).header("content-type", "text/plain").body("");

@@ -85,15 +85,17 @@ fn a_submission_that_flowmesh_refused_or_never_saw_made_no_workflow() {
 
 #[test]
 fn a_submission_of_unknown_outcome_stays_open_until_its_end() {
-    let unknown = Ok(Event::SubmissionEnded { submission_id: "sub-1".into(), at: ended_at() });
-    // The client left; the answer was lost, too large, or not captured; FlowMesh failed half-way.
-    for entry in [
-        submission(0, &[]),
-        submission(201, &[]),
-        submission(500, &[]),
-        submission(504, &[]),
-        submission(201, &[("workflow_id", "a/b")]),
-    ] {
+    let ended = |failed| Ok(Event::SubmissionEnded { submission_id: "sub-1".into(), at: ended_at(), failed });
+    let unknown = ended(false);
+    // FlowMesh failed, half-way or at once.
+    assert_eq!(said(&submission(500, &[])), ended(true));
+    let mut late = submission(504, &[]);
+    if let Some(response) = &mut late.response {
+        response.response_code_details = "response_timeout".to_owned();
+    }
+    assert_eq!(said(&late), unknown);
+    // The client left; the answer was lost, or not captured.
+    for entry in [submission(0, &[]), submission(201, &[]), submission(201, &[("workflow_id", "a/b")])] {
         assert_eq!(said(&entry), unknown, "{entry:?}");
     }
     let mut cut = submission(413, &[]);

@@ -14,14 +14,18 @@ pub async fn settle(
     settlement: &Settlement,
     at: Timestamp,
 ) -> Result<Settled, sqlx::Error> {
-    let settled: Option<String> =
-        sqlx::query_scalar("SELECT task_id FROM tasks WHERE task_id = ? AND state = 'settled'")
-            .bind(task_id)
-            .fetch_optional(&mut *tx)
-            .await?;
-    if settled.is_some() {
-        return Ok(Settled::Already);
+    let row = sqlx::query("SELECT state, workflow_id FROM tasks WHERE task_id = ?")
+        .bind(task_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let mut noted: Option<String> = None;
+    if let Some(row) = row {
+        if row.try_get::<String, _>("state")? == "settled" {
+            return Ok(Settled::Already);
+        }
+        noted = row.try_get("workflow_id")?;
     }
+    let workflow_id = workflow_id.or(noted.as_deref());
     let settled = match settlement {
         Settlement::Nothing => Settled::Nothing,
         Settlement::Gone => Settled::Gone,
@@ -63,7 +67,7 @@ async fn owner(tx: &mut SqliteConnection, workflow_id: Option<&str>, at: Timesta
     // A task of no workflow is nobody's.
     let Some(workflow_id) = workflow_id else { return Ok(Owner::LookedForInVain) };
     // The task may be known before its workflow is: then the sweep looks for the owner first.
-    super::work::note_workflow(tx, workflow_id, Some(at), at).await?;
+    super::work::insert_workflow(tx, workflow_id, Some(at), at).await?;
     let row = sqlx::query(
         "SELECT state, attribution, workflows.principal_id, email
          FROM workflows LEFT JOIN principals USING (principal_id) WHERE workflow_id = ?",
@@ -80,7 +84,9 @@ async fn owner(tx: &mut SqliteConnection, workflow_id: Option<&str>, at: Timesta
         return Ok(Owner::Ignored);
     }
     let attribution: Option<String> = row.try_get("attribution")?;
-    Ok(if attribution.is_some() { Owner::LookedForInVain } else { Owner::NotLookedFor })
+    // Of one that FlowMesh does not know any more nothing will be found.
+    let is_gone = row.try_get::<String, _>("state")? == "gone";
+    Ok(if attribution.is_some() || is_gone { Owner::LookedForInVain } else { Owner::NotLookedFor })
 }
 
 async fn charge(
@@ -130,7 +136,9 @@ pub async fn claim(pool: &SqlitePool, at: i64, until: i64, limit: u32) -> Result
     let rows = sqlx::query(
         "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
              SELECT task_id FROM charges
-             WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1 ORDER BY post_at LIMIT ?3)
+             WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1
+               AND principal_id IN (SELECT principal_id FROM principals WHERE email IS NOT NULL)
+             ORDER BY post_at LIMIT ?3)
          RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
              (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
     )
@@ -170,17 +178,27 @@ pub async fn posted(pool: &SqlitePool, task_id: &str, at: Timestamp) -> Result<(
 }
 
 /// It did not work.
-pub async fn failed(pool: &SqlitePool, task_id: &str, error: &str, again: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(
+pub async fn failed(
+    tx: &mut SqliteConnection,
+    task_id: &str,
+    error: &str,
+    again: Timestamp,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    let workflow_id: Option<Option<String>> = sqlx::query_scalar(
         "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = ?2, post_at = ?3
-         WHERE task_id = ?1 AND state = 'pending'",
+         WHERE task_id = ?1 AND state = 'pending' RETURNING workflow_id",
     )
     .bind(task_id)
     .bind(error)
     .bind(ms(again))
-    .execute(pool)
+    .fetch_optional(&mut *tx)
     .await?;
-    Ok(())
+    // Its owner may have been corrected while it was being posted.
+    match workflow_id.flatten() {
+        Some(workflow_id) => super::work::release(tx, &workflow_id, at).await,
+        None => Ok(()),
+    }
 }
 
 /// Runmesh refused it for good.
@@ -203,6 +221,7 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
                 (SELECT COUNT(*) FROM workflows WHERE state = 'open') AS open_workflows,
                 (SELECT COUNT(*) FROM workflows WHERE attribution = 'held' AND state <> 'ignored') AS held_workflows,
                 (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS due_tasks,
+                (SELECT COUNT(*) FROM tasks WHERE outcome = 'gone') AS gone_tasks,
                 (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
                 (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
                 (SELECT COUNT(*) FROM charges WHERE state = 'rejected') AS rejected_charges,
@@ -217,6 +236,7 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
         open_workflows: count("open_workflows")?,
         held_workflows: count("held_workflows")?,
         due_tasks: count("due_tasks")?,
+        gone_tasks: count("gone_tasks")?,
         pending_charges: count("pending_charges")?,
         held_charges: count("held_charges")?,
         rejected_charges: count("rejected_charges")?,

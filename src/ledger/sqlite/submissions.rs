@@ -5,6 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::ms;
 use crate::ledger::NewSubmission;
+use crate::principal::Principal;
 
 /// How long a Check can be repeated: Envoy's time limit, generously. After that an equal request id is a client's doing.
 const REPEATED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
@@ -76,10 +77,41 @@ pub async fn refuse(tx: &mut SqliteConnection, submission_id: &str) -> Result<()
     Ok(())
 }
 
-/// Notes when a submission's request was over.
-pub async fn end(tx: &mut SqliteConnection, submission_id: &str, ended: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE submissions SET ended_at = ? WHERE submission_id = ? AND state = 'open'")
+/// Inserts a submission whose row could not be committed in time, unless it is there after all.
+pub async fn open_late(
+    tx: &mut SqliteConnection,
+    submission_id: &str,
+    principal: &Principal,
+    request_id: &str,
+    opened: Timestamp,
+) -> Result<(), sqlx::Error> {
+    see_principal(tx, &principal.id, principal.email.as_deref(), opened).await?;
+    // Its log entry may have been faster.
+    sqlx::query(
+        "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
+         SELECT ?1, ?2, ?3, ?4, made, IIF(made IS NULL, 'open', 'resolved')
+         FROM (SELECT (SELECT workflow_id FROM workflows WHERE submission_id = ?1 LIMIT 1) AS made) WHERE true
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(submission_id)
+    .bind(&principal.id)
+    .bind(request_id)
+    .bind(ms(opened))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes when a submission's request was over, and whether with an error of FlowMesh's own.
+pub async fn end(
+    tx: &mut SqliteConnection,
+    submission_id: &str,
+    ended: Timestamp,
+    failed: bool,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE submissions SET ended_at = ?1, failed = ?2 WHERE submission_id = ?3 AND state = 'open'")
         .bind(ms(ended))
+        .bind(failed)
         .bind(submission_id)
         .execute(tx)
         .await?;

@@ -9,10 +9,16 @@ use crate::ledger::Attribution;
 
 /// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
 const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
-/// A task that is merely looked at is asked after no more often than this.
+/// However often clients see that a task has ended, FlowMesh is asked no more often than this.
+const EVIDENCE_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
+/// A task or workflow that is merely looked at is asked after no more often than this.
 const TOUCH_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
 /// The first sweep of a fresh workflow.
 const SWEEP_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
+fn millis(duration: SignedDuration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
 
 /// Applies one event.
 pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<(), sqlx::Error> {
@@ -23,15 +29,23 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             own_workflow(tx, workflow_id, principal_id, submission_id, at).await
         }
         Event::SubmissionRefused { submission_id } => submissions::refuse(tx, submission_id).await,
-        Event::SubmissionEnded { submission_id, at: ended } => submissions::end(tx, submission_id, *ended).await,
+        Event::SubmissionEnded { submission_id, at: ended, failed } => {
+            submissions::end(tx, submission_id, *ended, *failed).await
+        }
+        Event::SubmissionOpened { submission_id, principal, request_id, at: opened } => {
+            submissions::open_late(tx, submission_id, principal, request_id, *opened).await
+        }
         Event::TaskEnded { task_id } => {
             sqlx::query(
                 "INSERT INTO tasks (task_id, state, eager, settle_at) VALUES (?1, 'open', 1, ?2)
-                 ON CONFLICT (task_id) DO UPDATE SET eager = 1, attempts = 0, settle_at = MIN(COALESCE(settle_at, ?2), ?2)
-                 WHERE state = 'open'",
+                 ON CONFLICT (task_id) DO UPDATE SET state = 'open', outcome = NULL, heard = heard + 1, eager = 1,
+                     attempts = IIF(eager, attempts, 0),
+                     settle_at = MIN(COALESCE(settle_at, ?2), MAX(?2, asked_at + ?3))
+                 WHERE state = 'open' OR outcome = 'gone'",
             )
             .bind(task_id)
             .bind(ms(at + SETTLE_AFTER))
+            .bind(millis(EVIDENCE_INTERVAL))
             .execute(tx)
             .await?;
             Ok(())
@@ -44,18 +58,22 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             )
             .bind(task_id)
             .bind(ms(at + SETTLE_AFTER))
-            .bind(i64::try_from(TOUCH_INTERVAL.as_millis()).unwrap_or(i64::MAX))
+            .bind(millis(TOUCH_INTERVAL))
             .execute(tx)
             .await?;
             Ok(())
         }
         Event::WorkflowSeen { workflow_id } => {
             note_workflow(tx, workflow_id, Some(at), at).await?;
-            sqlx::query("UPDATE workflows SET sweep_at = MIN(sweep_at, ?2) WHERE workflow_id = ?1 AND state = 'open'")
-                .bind(workflow_id)
-                .bind(ms(at))
-                .execute(tx)
-                .await?;
+            sqlx::query(
+                "UPDATE workflows SET heard = heard + 1, sweeps = 0, sweep_at = MIN(sweep_at, MAX(?2, asked_at + ?3))
+                 WHERE workflow_id = ?1 AND state = 'open'",
+            )
+            .bind(workflow_id)
+            .bind(ms(at))
+            .bind(millis(TOUCH_INTERVAL))
+            .execute(tx)
+            .await?;
             Ok(())
         }
     }
@@ -74,8 +92,9 @@ async fn own_workflow(
          VALUES (?1, ?2, ?3, 'log', 'open', ?4, ?5)
          ON CONFLICT (workflow_id) DO UPDATE
          SET principal_id = ?2, submission_id = ?3, attribution = 'log', hold_reason = NULL,
-             state = CASE state WHEN 'ignored' THEN 'open' ELSE state END,
-             sweep_at = CASE state WHEN 'ignored' THEN ?5 ELSE sweep_at END
+             heard = heard + 1,
+             state = IIF(state IN ('ignored', 'gone'), 'open', state),
+             sweep_at = IIF(state IN ('ignored', 'gone'), ?5, sweep_at)
          WHERE attribution IS NULL OR attribution NOT IN ('log', 'operator')",
     )
     .bind(workflow_id)
@@ -96,8 +115,25 @@ async fn own_workflow(
     release(tx, workflow_id, at).await
 }
 
-/// Notes a workflow that FlowMesh has. Returns 1 when it was news.
+/// Notes a workflow that FlowMesh has, also one that it seemed to have forgotten. Returns 1 when it was news.
 pub async fn note_workflow(
+    tx: &mut SqliteConnection,
+    workflow_id: &str,
+    sweep_at: Option<Timestamp>,
+    at: Timestamp,
+) -> Result<u64, sqlx::Error> {
+    sqlx::query(
+        "UPDATE workflows SET state = 'open', sweep_at = ?2, unknown_since = NULL WHERE workflow_id = ?1 AND state = 'gone'",
+    )
+    .bind(workflow_id)
+    .bind(ms(at))
+    .execute(&mut *tx)
+    .await?;
+    insert_workflow(tx, workflow_id, sweep_at, at).await
+}
+
+/// Makes the row of a workflow, unless there is one. Returns 1 when there was none.
+pub async fn insert_workflow(
     tx: &mut SqliteConnection,
     workflow_id: &str,
     sweep_at: Option<Timestamp>,
@@ -163,7 +199,7 @@ pub async fn attribute(
 }
 
 /// Gives a workflow's unposted charges to its owner.
-async fn release(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+pub async fn release(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
     sqlx::query(
         "UPDATE charges SET principal_id = owner.principal_id, post_at = ?2,
              state = IIF(owner.email IS NULL, 'held', 'pending'),
@@ -191,9 +227,9 @@ pub async fn note_task(
     // An eager task has its own growing interval; the sweep must not reset it each time.
     sqlx::query(
         "INSERT INTO tasks (task_id, workflow_id, state, eager, settle_at) VALUES (?1, ?2, 'open', ?3, IIF(?3, ?4, NULL))
-         ON CONFLICT (task_id) DO UPDATE SET workflow_id = ?2, eager = MAX(eager, ?3),
+         ON CONFLICT (task_id) DO UPDATE SET workflow_id = ?2, eager = MAX(eager, ?3), state = 'open', outcome = NULL,
              settle_at = IIF(?3 AND (settle_at IS NULL OR NOT eager), ?4, settle_at)
-         WHERE state = 'open'",
+         WHERE state = 'open' OR outcome = 'gone'",
     )
     .bind(task_id)
     .bind(workflow_id)

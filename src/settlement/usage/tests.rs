@@ -121,6 +121,7 @@ fn other_spellings_of_a_number_are_written_plainly_and_impossible_ones_are_refus
         ("-0.1", None),
         ("1e999", None),
         ("1e99999999999999999999", None),
+        ("1e-9223372036854775808", None),
     ] {
         assert_eq!(plain_decimal(number).as_deref(), plain, "{number}");
     }

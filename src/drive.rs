@@ -168,4 +168,11 @@ mod tests {
         assert_eq!(growing(second * 4, second * 60, 0, 1.0), second * 3);
         assert_eq!(growing(second, second * 300, u32::MAX, 0.0), second * 300);
     }
+
+    #[test]
+    fn a_lease_outlives_the_calls_of_a_step_by_far() {
+        let limits = crate::config::Limits::default();
+        let longest = (limits.flowmesh_timeout + limits.supplier_timeout).max(limits.post_timeout);
+        assert!(LEASE > longest * 3, "{longest:?}");
+    }
 }

@@ -185,7 +185,16 @@ impl Circuit {
 
 #[cfg(test)]
 mod tests {
+    use wiremock::matchers::any;
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
     use super::*;
+    use crate::access_log::event::Event;
+    use crate::config::{BaseUrl, Billing};
+    use crate::ledger::sqlite::SqliteLedger;
+    use crate::ledger::{NewSubmission, Settlement, Usage};
+    use crate::principal::Principal;
+    use crate::upstream::Http;
 
     #[test]
     fn the_circuit_opens_after_some_failures_and_lets_one_probe_through_at_a_time() {
@@ -209,5 +218,70 @@ mod tests {
         circuit.begun(1);
         circuit.succeeded();
         assert_eq!(circuit.allowance(even_later, 32), Ok(32));
+    }
+
+    /// A poster with one claimed charge, whose Runmesh answers so.
+    async fn posting(response: ResponseTemplate) -> (Poster, DueCharge, MockServer, tempfile::TempDir) {
+        let server = MockServer::start().await;
+        Mock::given(any()).respond_with(response).mount(&server).await;
+        let dir = tempfile::tempdir().expect("temp dir");
+        let now = Timestamp::now();
+        let ledger = SqliteLedger::open(&dir.path().join("ledger.db"), now).await.expect("opens");
+        let principal = Principal { id: "alice".into(), email: Some("a@example.com".into()), scopes: String::new() };
+        let row = NewSubmission { submission_id: "sub-1", principal: &principal, request_id: "r1", at: now };
+        ledger.open_submission(row).await.expect("committed");
+        let submitted = Event::Submitted {
+            submission_id: "sub-1".into(),
+            principal_id: "alice".into(),
+            workflow_id: "wfl-1".into(),
+            at: now,
+        };
+        ledger.record(&[submitted], now).await.expect("committed");
+        let usage = Settlement::Usage(Usage {
+            cost: "0.42".into(),
+            duration_sec: 12,
+            cost_per_hour: "1.5".into(),
+            task_status: "DONE".into(),
+            assigned_worker: None,
+            started_at: None,
+            finished_at: None,
+            supplier_id: None,
+        });
+        ledger.settle("tsk-1", Some("wfl-1"), &usage, now).await.expect("committed");
+        let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: "s3cret".to_owned().into() };
+        let http = Http::new(&billing.base_url, Duration::from_secs(2)).expect("client");
+        let runmesh = Runmesh::new(http, &billing, Duration::from_secs(2));
+        let poster = Poster::new(Arc::new(ledger), runmesh, Metrics::unread());
+        let charge = poster.claim(now, 1).await.expect("claimed").remove(0);
+        (poster, charge, server, dir)
+    }
+
+    async fn seconds_to_next_try(poster: &Poster) -> i64 {
+        let due = poster.ledger.next_due(Work::Charges).await.expect("read").expect("still to be posted");
+        due.duration_since(Timestamp::now()).as_secs()
+    }
+
+    #[tokio::test]
+    async fn retry_after_is_honoured_within_bounds() {
+        for (header, at_least, at_most) in [("100", 90, 100), ("86400", 590, 600)] {
+            let response = ResponseTemplate::new(429).insert_header("retry-after", header);
+            let (poster, charge, _server, _dir) = posting(response).await;
+            poster.step(charge).await.expect("recorded");
+            let wait = seconds_to_next_try(&poster).await;
+            assert!((at_least..=at_most).contains(&wait), "{header}: {wait}");
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_in_a_row_pause_posting_but_not_those_inside_a_200() {
+        let envelope = ResponseTemplate::new(200).set_body_string(r#"{"code": 500}"#);
+        for (response, pauses) in [(ResponseTemplate::new(503), true), (envelope, false)] {
+            let (poster, charge, _server, _dir) = posting(response).await;
+            for _ in 0..TRIP {
+                assert!(poster.allowance(32).is_ok());
+                poster.step(charge.clone()).await.expect("recorded");
+            }
+            assert_eq!(poster.allowance(32).is_err(), pauses);
+        }
     }
 }

@@ -160,3 +160,87 @@ impl Settler {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use wiremock::matchers::path;
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::*;
+    use crate::access_log::event::Event;
+    use crate::config::{BaseUrl, Flowmesh, Limits};
+    use crate::ledger::sqlite::SqliteLedger;
+    use crate::upstream::Http;
+
+    struct Fixture {
+        settler: Settler,
+        _server: MockServer,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        async fn answering(response: ResponseTemplate) -> Self {
+            let server = MockServer::start().await;
+            Mock::given(path("/api/v1/tasks/tsk-1")).respond_with(response).mount(&server).await;
+            let dir = tempfile::tempdir().expect("temp dir");
+            let ledger = SqliteLedger::open(&dir.path().join("ledger.db"), Timestamp::now()).await.expect("opens");
+            let config = Flowmesh { base_url: BaseUrl::of_test(&server.uri()), api_key: None };
+            let http = Http::new(&config.base_url, Duration::from_secs(2)).expect("client");
+            let flowmesh = FlowMesh::new(http, config);
+            let metrics = Metrics::unread();
+            let settler = Settler {
+                ledger: Arc::new(ledger),
+                suppliers: Suppliers::new(flowmesh.clone(), &Limits::default(), metrics.clone()),
+                flowmesh,
+                news: News::default(),
+                metrics,
+            };
+            Self { settler, _server: server, _dir: dir }
+        }
+
+        /// The task, seen to have ended and claimed.
+        async fn claimed(&self) -> DueTask {
+            let long_ago = Timestamp::now() - SignedDuration::from_mins(1);
+            let seen = [Event::TaskEnded { task_id: "tsk-1".into() }];
+            self.settler.ledger.record(&seen, long_ago).await.expect("committed");
+            self.settler.claim(Timestamp::now(), 1).await.expect("claimed").remove(0)
+        }
+
+        async fn gone(&self) -> bool {
+            self.settler.ledger.backlog().await.expect("counted").gone_tasks == 1
+        }
+    }
+
+    fn unknown() -> ResponseTemplate {
+        ResponseTemplate::new(404).set_body_json(json!({"detail": "Task not found"}))
+    }
+
+    #[tokio::test]
+    async fn a_task_that_flowmesh_does_not_know_is_asked_after_for_an_hour_and_then_given_up() {
+        let fixture = Fixture::answering(unknown()).await;
+        let due = fixture.claimed().await;
+        // However often it was asked before in vain.
+        let due = DueTask { attempts: 1000, ..due };
+        fixture.settler.step(due.clone()).await.expect("recorded");
+        assert!(!fixture.gone().await);
+        let lately = Timestamp::now() - SignedDuration::from_mins(59);
+        fixture.settler.step(DueTask { unknown_since: Some(lately), ..due.clone() }).await.expect("recorded");
+        assert!(!fixture.gone().await);
+        let long_ago = Timestamp::now() - SignedDuration::from_mins(61);
+        fixture.settler.step(DueTask { unknown_since: Some(long_ago), ..due }).await.expect("recorded");
+        assert!(fixture.gone().await);
+    }
+
+    #[tokio::test]
+    async fn an_outage_never_makes_a_task_gone() {
+        for response in [ResponseTemplate::new(503), ResponseTemplate::new(404)] {
+            let fixture = Fixture::answering(response).await;
+            let long_ago = Timestamp::now() - SignedDuration::from_hours(100);
+            let due = DueTask { unknown_since: Some(long_ago), ..fixture.claimed().await };
+            fixture.settler.step(due).await.expect("recorded");
+            assert!(!fixture.gone().await);
+            assert!(fixture.settler.ledger.next_due(Work::Tasks).await.expect("read").is_some());
+        }
+    }
+}

@@ -108,9 +108,9 @@ impl Driver {
                     Ok(_) => match ledger.next_due(W::WORK).await {
                         Ok(Some(due)) => {
                             let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
-                            // Due since the claim a moment ago at the earliest; the floor only keeps a clock that jumps
-                            // from making this spin.
-                            pause = wait.clamp(Duration::from_millis(5), LONGEST_SLEEP);
+                            // The floor keeps what is due and yet not claimed, such as under a clock that jumps, from
+                            // making this spin.
+                            pause = wait.clamp(Duration::from_millis(50), LONGEST_SLEEP);
                         }
                         Ok(None) => {}
                         Err(error) => {
@@ -129,10 +129,10 @@ impl Driver {
                 ended = steps.join_next(), if !steps.is_empty() => match ended {
                     Some(Ok(Err(error))) => failed(error, "record"),
                     // A mistake of ours over one odd answer: that piece waits for its lease, the others and Check go on.
-                Some(Err(panicked)) => {
-                    metrics.ledger_errors.get_or_create(&KindLabels { kind: "panic" }).inc();
-                    tracing::error!(error = %panicked, work = ?W::WORK, "a step panicked: {panicked}");
-                }
+                    Some(Err(panicked)) => {
+                        metrics.ledger_errors.get_or_create(&KindLabels { kind: "panic" }).inc();
+                        tracing::error!(error = %panicked, work = ?W::WORK, "a step panicked: {panicked}");
+                    }
                     Some(Ok(Ok(()))) | None => {}
                 },
                 () = news.notified(), if !stop.is_cancelled() => {}

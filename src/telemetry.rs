@@ -8,7 +8,7 @@
 
 use std::io::IsTerminal;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -60,25 +60,12 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
-/// Where a principal came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum CacheOutcome {
-    Hit,
-    Miss,
-    Stale,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CacheLabels {
-    pub outcome: CacheOutcome,
-}
-
 /// Every metric of the process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub decisions: Family<DecisionLabels, Counter>,
     pub check_seconds: Histogram,
-    pub identity_cache: Family<CacheLabels, Counter>,
+    pub identity_cache: Family<OutcomeLabels, Counter>,
     pub introspections: Family<OutcomeLabels, Counter>,
     pub preflights: Family<OutcomeLabels, Counter>,
     pub suppliers: Family<OutcomeLabels, Counter>,

@@ -112,7 +112,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    admin.gauges.identities.set(i64::try_from(admin.identity.cached()).unwrap_or(i64::MAX));
+    admin.gauges.identities.set(i64::try_from(admin.identity.cached().await).unwrap_or(i64::MAX));
     if let Some(ledger) = &admin.ledger {
         match ledger.backlog().await {
             Ok(backlog) => admin.gauges.set(&backlog, Timestamp::now()),

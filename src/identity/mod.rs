@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::principal::Principal;
-use crate::telemetry::{CacheLabels, CacheOutcome, Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
 use crate::upstream::lumid::{Introspection, LumId};
 
@@ -123,7 +123,7 @@ impl Identity {
     pub async fn resolve(&self, token: &str, hash: TokenHash) -> Result<Arc<Principal>, Error> {
         // The cache's clock ticks on its own; the token's expiry is the promise, so it is looked at on every hit.
         if let Some(known) = self.fresh.get(&hash).await.filter(|known| !known.is_over(Timestamp::now())) {
-            self.count(CacheOutcome::Hit);
+            self.count("hit");
             return Ok(known.principal);
         }
         // One limit for all of it: who waited for another's call that was cancelled makes a call of its own.
@@ -132,13 +132,13 @@ impl Identity {
             .unwrap_or_else(|_| Err(Arc::new(Error::Unavailable(Arc::new(CallError::Timeout)))));
         match answer {
             Ok(known) if !known.is_over(Timestamp::now()) => {
-                self.count(CacheOutcome::Miss);
+                self.count("miss");
                 Ok(known.principal)
             }
             Ok(_) => Err(Error::Inactive),
             Err(error) => match &*error {
                 Error::Inactive => {
-                    self.count(CacheOutcome::Miss);
+                    self.count("miss");
                     Err(Error::Inactive)
                 }
                 Error::Unavailable(_) => self.serve_stale(hash).await.ok_or_else(|| (*error).clone()),
@@ -151,7 +151,7 @@ impl Identity {
         if known.is_over(Timestamp::now()) {
             return None;
         }
-        self.count(CacheOutcome::Stale);
+        self.count("stale");
         Some(known.principal)
     }
 
@@ -194,13 +194,14 @@ impl Identity {
         }
     }
 
-    fn count(&self, outcome: CacheOutcome) {
-        self.metrics.identity_cache.get_or_create(&CacheLabels { outcome }).inc();
+    fn count(&self, outcome: &'static str) {
+        self.metrics.identity_cache.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// Principals in memory, approximately, for the gauge.
-    #[must_use]
-    pub fn cached(&self) -> u64 {
+    /// Principals in memory, for the gauge.
+    pub async fn cached(&self) -> u64 {
+        // The cache counts in its own time; without this a quiet one would show what it held long ago.
+        self.fresh.run_pending_tasks().await;
         self.fresh.entry_count()
     }
 }

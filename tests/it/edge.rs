@@ -133,6 +133,8 @@ async fn a_hundred_requests_with_one_token_are_one_question_to_lum_id() {
         assert_eq!(answer.expect("answered").status, 200);
     }
     assert_eq!(edge.stack.lum_id.introspections(), [ALICE.token]);
+    edge.metric("tollgate_identity_cache_total", 100.0).await;
+    edge.metric("tollgate_identity_cache_entries", 1.0).await;
     edge.finish().await;
 }
 

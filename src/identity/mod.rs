@@ -322,7 +322,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_past_its_expiry_is_inactive_and_an_expiry_bounds_the_cache() {
         let now = Timestamp::now().as_second();
-        let (server, identity) = identity("0", vec![active(now - 1), active(-5), active(now + 1), inactive()]).await;
+        let (server, identity) = identity("0", vec![active(now - 1), active(-5), active(now + 2), inactive()]).await;
         assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
         assert!(matches!(resolve(&identity).await, Err(Error::Inactive)));
         assert!(resolve(&identity).await.is_ok());

@@ -97,7 +97,7 @@ mod tests {
             .mount(&server)
             .await;
         let base = BaseUrl::of_test(&server.uri());
-        let http = Http::new(&base, Duration::from_millis(300)).expect("client");
+        let http = Http::new(&base, Duration::from_secs(1)).expect("client");
         (server, LumId::new(http, &base))
     }
 

@@ -230,8 +230,8 @@ mod tests {
             base_url: BaseUrl::of_test(&format!("{}/Runmesh/", server.uri())),
             secret: SecretString::from("s3cret".to_owned()),
         };
-        let http = Http::new(&billing.base_url, Duration::from_millis(300)).expect("client");
-        (server, Runmesh::new(http, &billing, Duration::from_millis(300)))
+        let http = Http::new(&billing.base_url, Duration::from_secs(1)).expect("client");
+        (server, Runmesh::new(http, &billing, Duration::from_secs(1)))
     }
 
     async fn preflight(response: ResponseTemplate) -> Result<Balance, CallError> {

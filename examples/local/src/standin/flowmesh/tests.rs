@@ -126,7 +126,8 @@ async fn a_workflow_is_failed_while_its_other_tasks_still_run() {
 #[tokio::test]
 async fn a_result_is_answered_at_once_and_the_terminal_status_follows_later() {
     let flowmesh = start().await;
-    flowmesh.options(|options| options.terminal_delay = Duration::from_millis(200));
+    // Long enough for a busy machine to look in between.
+    flowmesh.options(|options| options.terminal_delay = Duration::from_secs(2));
     let (_, tasks) = flowmesh.submit(2);
     for (task, result) in [(&tasks[0], json!({"x": 1})), (&tasks[1], json!({"error": "oom"}))] {
         let body = json!({"task_id": task, "worker_id": "wrk-1", "metadata": {},

@@ -14,6 +14,8 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::envoy_config::LONGEST_SOCKET_PATH;
+
 pub use limits::Limits;
 pub use options::Options;
 
@@ -362,9 +364,10 @@ fn grpc_listen(value: Option<String>, insecure: bool, warnings: &mut Vec<String>
     const VARIABLE: &str = "TOLLGATE_GRPC_LISTEN";
     let text = given(value).unwrap_or_else(|| "127.0.0.1:9001".to_owned());
     if let Some(path) = text.strip_prefix("unix:") {
-        // sun_path holds 108 bytes including the final NUL; bind's own error does not say so.
-        if !path.starts_with('/') || path.len() > 107 {
-            return Err(wrong(VARIABLE, "unix: wants an absolute path of at most 107 bytes"));
+        // bind's own error would not say how long it may be.
+        if !path.starts_with('/') || path.len() > LONGEST_SOCKET_PATH {
+            let reason = format!("unix: wants an absolute path of at most {LONGEST_SOCKET_PATH} bytes");
+            return Err(wrong(VARIABLE, reason));
         }
         return Ok(Listen::Unix(PathBuf::from(path)));
     }

@@ -175,4 +175,57 @@ mod tests {
         let longest = (limits.flowmesh_timeout + limits.supplier_timeout).max(limits.post_timeout);
         assert!(LEASE > longest * 3, "{longest:?}");
     }
+
+    /// Ten pieces of work, all due at once, of which the first one panics and the last one takes a while.
+    struct Ten {
+        left: std::sync::Mutex<Vec<u32>>,
+        done: tokio::sync::mpsc::UnboundedSender<u32>,
+    }
+
+    /// What the last piece says when it is through.
+    const ITS_END: u32 = 99;
+
+    impl Worker for Ten {
+        type Item = u32;
+        const WORK: Work = Work::Tasks;
+
+        async fn claim(&self, _: Timestamp, limit: u32) -> Result<Vec<u32>, ledger::Error> {
+            let mut left = self.left.lock().expect("not poisoned");
+            let claimed = left.len().min(limit as usize);
+            Ok(left.drain(..claimed).collect())
+        }
+
+        async fn step(&self, item: u32) -> Result<(), ledger::Error> {
+            assert_ne!(item, 0, "as the test wants");
+            let tell = |what| self.done.send(what).map_err(|error| ledger::Error::Database(error.to_string()));
+            tell(item)?;
+            if item == 9 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                tell(ITS_END)?;
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_that_panics_stops_no_other_and_a_stop_waits_for_what_is_in_flight() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("ledger.db");
+        let ledger = ledger::sqlite::SqliteLedger::open(&path, Timestamp::now()).await.expect("opens");
+        let (done, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let metrics = Metrics::unread();
+        let stop = CancellationToken::new();
+        let driver =
+            Driver { ledger: Arc::new(ledger), news: News::default(), metrics: metrics.clone(), stop: stop.clone() };
+        let ten = Ten { left: std::sync::Mutex::new((0..10).collect()), done };
+        let running = tokio::spawn(driver.drive(ten, 3));
+        for expected in 1..10 {
+            assert_eq!(seen.recv().await, Some(expected));
+        }
+        stop.cancel();
+        running.await.expect("no panic").expect("an orderly end");
+        assert_eq!(seen.recv().await, Some(ITS_END));
+        let panics = metrics.ledger_errors.get_or_create(&KindLabels { kind: "panic" }).get();
+        assert_eq!(panics, 1);
+    }
 }

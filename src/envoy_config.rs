@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const TEMPLATE: &str = include_str!("../envoy/envoy.yaml");
 
 /// `sun_path` of Linux holds 108 bytes, the last of them a zero.
-const LONGEST_SOCKET_PATH: usize = 107;
+pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// Where everything is that the edge talks to or listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -112,7 +112,11 @@ impl Metrics {
         registry.register("tollgate_log_entries", "Access-log entries received, by kind", m.log_entries.clone());
         registry.register("tollgate_log_streams", "Access-log streams open", m.log_streams.clone());
         registry.register("tollgate_intake_queued_events", "Log events not yet committed", m.intake_queued.clone());
-        registry.register("tollgate_ledger_errors", "Failed ledger operations, by kind", m.ledger_errors.clone());
+        registry.register(
+            "tollgate_ledger_errors",
+            "Failed ledger operations and steps that panicked, by kind",
+            m.ledger_errors.clone(),
+        );
         registry.register("tollgate_settlements", "Tasks asked after, by outcome", m.settlements.clone());
         registry.register("tollgate_sweeps", "Workflows asked after, by outcome", m.sweeps.clone());
         registry.register("tollgate_posts", "Entries posted to Runmesh, by outcome", m.posts.clone());

@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Connection, Row, Sqlite, Transaction};
 
 use super::{
@@ -140,6 +142,10 @@ fn time(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
 }
 
+fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(time))
+}
+
 fn until(at: Timestamp, lease: Duration) -> i64 {
     ms(at).saturating_add(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))
 }
@@ -226,7 +232,7 @@ impl Ledger for SqliteLedger {
                     is_new: attribution.is_none(),
                     noted_at: time(row.try_get("noted_at")?),
                     heard: row.try_get("heard")?,
-                    unknown_since: row.try_get::<Option<i64>, _>("unknown_since")?.map(time),
+                    unknown_since: optional_time(row, "unknown_since")?,
                 })
             })
             .collect()
@@ -243,12 +249,11 @@ impl Ledger for SqliteLedger {
         .await?;
         rows.iter()
             .map(|row| {
-                let ended_at: Option<i64> = row.try_get("ended_at")?;
                 Ok(OpenSubmission {
                     submission_id: row.try_get("submission_id")?,
                     principal_id: row.try_get("principal_id")?,
                     opened_at: time(row.try_get("opened_at")?),
-                    ended_at: ended_at.map(time),
+                    ended_at: optional_time(row, "ended_at")?,
                     failed: row.try_get("failed")?,
                 })
             })
@@ -326,7 +331,7 @@ impl Ledger for SqliteLedger {
                     attempts: row.try_get("attempts")?,
                     eager: row.try_get("eager")?,
                     heard: row.try_get("heard")?,
-                    unknown_since: row.try_get::<Option<i64>, _>("unknown_since")?.map(time),
+                    unknown_since: optional_time(row, "unknown_since")?,
                 })
             })
             .collect()

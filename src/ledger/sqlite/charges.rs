@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{ms, time};
+use super::{ms, optional_time};
 use crate::ledger::{Backlog, DueCharge, Settled, Settlement, Usage};
 
 /// Settles a task that is over.
@@ -241,6 +241,6 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
         held_charges: count("held_charges")?,
         rejected_charges: count("rejected_charges")?,
         posted_charges: count("posted_charges")?,
-        oldest_pending: row.try_get::<Option<i64>, _>("oldest_pending")?.map(time),
+        oldest_pending: optional_time(&row, "oldest_pending")?,
     })
 }

@@ -20,6 +20,7 @@ pub mod principal;
 pub mod route;
 
 pub mod authz;
+pub mod flight;
 pub mod guard;
 pub mod identity;
 pub mod supplier;

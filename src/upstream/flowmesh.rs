@@ -20,6 +20,8 @@ const ITEM_LIMIT: usize = 64 * 1024 * 1024;
 const LOOKUP_LIMIT: usize = 1024 * 1024;
 /// A list of everything FlowMesh remembers.
 const LIST_LIMIT: usize = 256 * 1024 * 1024;
+/// A 404 that is not FlowMesh's own word for "no such thing".
+const NOT_FOUND: CallError = CallError::Status { status: 404, retry_after: None };
 
 /// The client.
 #[derive(Debug, Clone)]
@@ -149,7 +151,7 @@ impl FlowMesh {
 
     /// A list without the items that are not as agreed: one odd item must not hide all the others.
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
-        let items: Vec<Box<RawValue>> = self.get(&self.http, path, LIST_LIMIT).await?.ok_or(CallError::Status(404))?;
+        let items: Vec<Box<RawValue>> = self.get(&self.http, path, LIST_LIMIT).await?.ok_or(NOT_FOUND)?;
         let count = items.len();
         let read: Vec<T> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
         if read.len() < count {
@@ -178,10 +180,10 @@ impl FlowMesh {
                 }
                 match parse_object::<Unknown>(&read_bounded(response, LOOKUP_LIMIT).await?) {
                     Ok(_) => Ok(None),
-                    Err(_) => Err(CallError::Status(404)),
+                    Err(_) => Err(NOT_FOUND),
                 }
             }
-            status => Err(CallError::Status(status.as_u16())),
+            _ => Err(CallError::of_status(&response)),
         }
     }
 }

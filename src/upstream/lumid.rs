@@ -40,7 +40,7 @@ impl LumId {
     pub async fn introspect(&self, token: &str) -> Result<Introspection, CallError> {
         let response = self.http.send(|client| client.post(&self.url).form(&[("token", token)])).await?;
         if response.status() != StatusCode::OK {
-            return Err(CallError::Status(response.status().as_u16()));
+            return Err(CallError::of_status(&response));
         }
         parse(&read_bounded(response, ANSWER_LIMIT).await?)
     }
@@ -82,6 +82,7 @@ fn parse(body: &[u8]) -> Result<Introspection, CallError> {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use wiremock::matchers::{body_string, header, method, path};
     use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -144,21 +145,127 @@ mod tests {
 
     #[tokio::test]
     async fn anything_but_the_agreed_answer_is_an_error_and_never_a_decision() {
-        let large = format!(r#"{{"active": true, "sub": "{}"}}"#, "x".repeat(ANSWER_LIMIT));
+        let large = |length: usize| format!(r#"{{"active": true, "sub": "u", "x": "{}"}}"#, "x".repeat(length));
         for (what, response, kind) in [
             ("a 500", ResponseTemplate::new(500), "status"),
+            ("a 401", ResponseTemplate::new(401), "status"),
+            ("a 204", ResponseTemplate::new(204), "status"),
+            ("a 429", ResponseTemplate::new(429).insert_header("retry-after", "7"), "status"),
+            (
+                "a 201",
+                ResponseTemplate::new(201).set_body_json(serde_json::json!({"active": true, "sub": "u"})),
+                "status",
+            ),
             ("a redirect", ResponseTemplate::new(302).insert_header("location", "/elsewhere"), "status"),
             ("HTML", ResponseTemplate::new(200).set_body_string("<html>"), "malformed"),
             ("an array", json(serde_json::json!([true, "user-1", null, null, null, null])), "malformed"),
             ("a wrong type", json(serde_json::json!({"active": "yes", "sub": "u"})), "malformed"),
+            ("another wrong type", json(serde_json::json!({"active": 1, "sub": "u"})), "malformed"),
+            ("a sub that is no text", json(serde_json::json!({"active": true, "sub": 7})), "malformed"),
+            (
+                "an expiry that is no number",
+                json(serde_json::json!({"active": true, "sub": "u", "exp": "9"})),
+                "malformed",
+            ),
+            (
+                "an expiry that is no whole number",
+                json(serde_json::json!({"active": true, "sub": "u", "exp": 1e30})),
+                "malformed",
+            ),
+            (
+                "active twice",
+                ResponseTemplate::new(200).set_body_string(r#"{"active": true, "active": false, "sub": "u"}"#),
+                "malformed",
+            ),
+            (
+                "half an object",
+                ResponseTemplate::new(200).set_body_string(r#"{"active": true, "sub": "u""#),
+                "malformed",
+            ),
+            (
+                "more than an object",
+                ResponseTemplate::new(200).set_body_string(r#"{"active": true, "sub": "u"}{}"#),
+                "malformed",
+            ),
+            (
+                "no UTF-8",
+                ResponseTemplate::new(200).set_body_bytes(b"{\"active\": true, \"sub\": \"\xff\"}".to_vec()),
+                "malformed",
+            ),
             ("no active", json(serde_json::json!({"sub": "u"})), "malformed"),
             ("active without sub", json(serde_json::json!({"active": true})), "malformed"),
             ("a sub that breaks a header", json(serde_json::json!({"active": true, "sub": "a\nb"})), "malformed"),
-            ("a huge answer", ResponseTemplate::new(200).set_body_string(large), "too_large"),
+            (
+                "a sub that fits no header",
+                json(serde_json::json!({"active": true, "sub": "x".repeat(257)})),
+                "malformed",
+            ),
+            ("a large answer", ResponseTemplate::new(200).set_body_string(large(ANSWER_LIMIT)), "too_large"),
+            ("a huge answer", ResponseTemplate::new(200).set_body_string(large(50 << 20)), "too_large"),
             ("silence", json(serde_json::json!({})).set_delay(Duration::from_secs(5)), "timeout"),
         ] {
             let error = introspect(response).await.expect_err(what);
             assert_eq!(error.kind(), kind, "{what}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        let (server, lum_id) =
+            answering(ResponseTemplate::new(307).insert_header("location", "/oauth/introspect")).await;
+        assert_eq!(lum_id.introspect("a+b&c").await.expect_err("no answer").kind(), "status");
+        assert_eq!(server.received_requests().await.map(|requests| requests.len()), Some(1));
+    }
+
+    #[tokio::test]
+    async fn lum_id_may_say_when_to_ask_again() {
+        let error =
+            introspect(ResponseTemplate::new(429).insert_header("retry-after", "7")).await.expect_err("no answer");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+    }
+
+    /// Anything that JSON can be, as far as an answer's fields are concerned.
+    fn any_value() -> impl Strategy<Value = serde_json::Value> {
+        prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            "\\PC{0,8}".prop_map(Into::into),
+            any::<String>().prop_map(Into::into),
+            prop::collection::vec("[a-z:*]{0,12}", 0..4).prop_map(Into::into),
+            Just(serde_json::json!({"active": true})),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_active_but_one_that_says_so_and_names_somebody(
+            fields in prop::collection::hash_map(
+                prop::sample::select(vec!["active", "sub", "email", "scopes", "scope", "exp", "iat", "role", "x"]),
+                any_value(),
+                0..9,
+            ),
+            active: bool,
+        ) {
+            let mut fields: serde_json::Map<_, _> = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            if active {
+                fields.insert("active".to_owned(), true.into());
+            }
+            let body = serde_json::Value::Object(fields.clone()).to_string();
+            if let Ok(Introspection::Active { principal, expires_at }) = parse(body.as_bytes()) {
+                prop_assert_eq!(&fields["active"], &serde_json::Value::Bool(true));
+                prop_assert_eq!(fields["sub"].as_str(), Some(principal.id.as_str()));
+                prop_assert!(is_visible_ascii(&principal.id));
+                prop_assert_eq!(expires_at, fields.get("exp").and_then(serde_json::Value::as_i64).filter(|&exp| exp != 0));
+                prop_assert!(principal.scopes.is_empty() || principal.scopes.split(' ').all(is_visible_ascii));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_and_none_are_active_by_accident(body in prop::collection::vec(any::<u8>(), 0..128)) {
+            let is_active = matches!(parse(&body), Ok(Introspection::Active { .. }));
+            prop_assert!(!is_active);
         }
     }
 

@@ -9,6 +9,8 @@ pub mod runmesh;
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
@@ -88,10 +90,21 @@ pub enum CallError {
     Network(String),
     #[error("answer larger than {0} bytes")]
     TooLarge(usize),
-    #[error("status {0}")]
-    Status(u16),
+    #[error("status {status}")]
+    Status {
+        status: u16,
+        /// When the other side named one.
+        retry_after: Option<Duration>,
+    },
     #[error("not the agreed JSON: {0}")]
     Malformed(String),
+    /// Too many calls were in flight already, and none ended in time.
+    #[error("too many calls under way")]
+    Busy,
+    #[error("not asked so soon after a failure")]
+    Paused,
+    #[error("the call was given up")]
+    Aborted,
 }
 
 impl CallError {
@@ -102,8 +115,29 @@ impl CallError {
             Self::Timeout => "timeout",
             Self::Network(_) => "network",
             Self::TooLarge(_) => "too_large",
-            Self::Status(_) => "status",
+            Self::Status { .. } => "status",
             Self::Malformed(_) => "malformed",
+            Self::Busy => "busy",
+            Self::Paused => "paused",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    /// When the other side would like to be asked again, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Of an answer whose status says that it is not the one that was agreed.
+    #[must_use]
+    pub fn of_status(response: &Response) -> Self {
+        Self::Status {
+            status: response.status().as_u16(),
+            retry_after: retry_after(response.headers(), Timestamp::now()),
         }
     }
 }
@@ -130,6 +164,17 @@ impl From<serde_json::Error> for CallError {
         // Only the place: serde's message can quote the answer, and an answer can hold an e-mail address.
         Self::Malformed(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()))
     }
+}
+
+/// `Retry-After`, as seconds or as a date.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -218,5 +263,15 @@ mod tests {
         for text in ["[]", "", "null", "1", "{"] {
             assert_eq!(parse(text).expect_err(text).kind(), "malformed");
         }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_as_a_date() {
+        let now: Timestamp = "2026-11-22T08:00:00Z".parse().expect("valid");
+        let read = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().expect("valid"))]), now);
+        assert_eq!(read("Sun, 22 Nov 2026 08:01:30 GMT"), Some(Duration::from_secs(90)));
+        assert_eq!(read("Sun, 22 Nov 2026 07:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
     }
 }

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{CallError, Http, parse_object, read_bounded};
+use super::{CallError, Http, parse_object, read_bounded, retry_after};
 use crate::config::{Billing, expose};
 
 /// Both answers are a few fields in an envelope.
@@ -112,7 +111,7 @@ impl Runmesh {
         let response = self.call(&self.preflights, &self.preflight_url, &question).await?;
         let status = response.status();
         if !matches!(status, StatusCode::OK | StatusCode::PAYMENT_REQUIRED) {
-            return Err(CallError::Status(status.as_u16()));
+            return Err(CallError::of_status(&response));
         }
         let answer = match read_bounded(response, ANSWER_LIMIT).await {
             Ok(body) => parse_preflight(&body),
@@ -196,16 +195,6 @@ fn balance_text(balance: Option<Value>) -> String {
 fn envelope_code(body: &[u8]) -> Option<i64> {
     let value: Value = serde_json::from_slice(body).ok()?;
     value.get("code")?.as_i64()
-}
-
-/// `Retry-After`, as seconds or as a date.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]
@@ -316,14 +305,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn retry_after_is_read_as_seconds_or_as_a_date() {
+    async fn retry_after_comes_with_the_failure() {
         let response = ResponseTemplate::new(429).insert_header("retry-after", "7");
         let error = post(response).await.expect_err("not accepted");
         assert!(matches!(error, PostError::Retryable { retry_after: Some(after), .. } if after.as_secs() == 7));
-        let now: Timestamp = "2026-11-22T08:00:00Z".parse().expect("valid");
-        let read = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().expect("valid"))]), now);
-        assert_eq!(read("Sun, 22 Nov 2026 08:01:30 GMT"), Some(Duration::from_secs(90)));
-        assert_eq!(read("Sun, 22 Nov 2026 07:00:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(read("soon"), None);
     }
 }

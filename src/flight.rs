@@ -1,0 +1,345 @@
+//! One call for all who ask for the same thing at the same time.
+//!
+//! A call runs in a task of its own, so whoever goes away takes nobody with it, not even the one who started it. Calls of
+//! different keys never wait for each other, but for a place among those that may be in flight at once. A call has one
+//! time limit for everything, the wait for its place included. Nothing is remembered here: who wants to keep an answer
+//! does so in the moment it lands, and is not asked when the call was forgotten meanwhile.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::upstream::CallError;
+
+/// What a call came to.
+pub type Answer<T> = Result<T, Arc<CallError>>;
+
+/// The calls of one kind. Cheap to clone.
+#[derive(Debug)]
+pub struct Flights<K, T> {
+    shared: Arc<Shared<K, T>>,
+}
+
+#[derive(Debug)]
+struct Shared<K, T> {
+    under_way: Mutex<UnderWay<K, T>>,
+    places: Semaphore,
+    most: usize,
+    limit: Duration,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct UnderWay<K, T> {
+    calls: HashMap<K, Call<T>>,
+    started: u64,
+}
+
+#[derive(Debug)]
+struct Call<T> {
+    /// Tells a call from a later one of the same key.
+    number: u64,
+    answer: watch::Receiver<Option<Answer<T>>>,
+}
+
+/// A wait for an answer.
+#[derive(Debug)]
+pub struct Ticket<T>(watch::Receiver<Option<Answer<T>>>);
+
+/// What [`Flights::join`] found.
+#[derive(Debug)]
+pub enum Joined<T> {
+    /// It had just become known.
+    Known(T),
+    Waits(Ticket<T>),
+}
+
+impl<K, T> Clone for Flights<K, T> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// At most `most` calls in flight at once, each with `limit` from its start.
+    #[must_use]
+    pub fn new(most: usize, limit: Duration) -> Self {
+        let under_way = Mutex::new(UnderWay { calls: HashMap::new(), started: 0 });
+        let places = Semaphore::new(most);
+        Self { shared: Arc::new(Shared { under_way, places, most, limit, tasks: TaskTracker::new() }) }
+    }
+
+    /// Joins the call for `key` that is under way, or starts one. Between the two `known` is asked: a call may have landed
+    /// since the caller looked. `call` begins once there is a place for it; `keep` sees its answer before anybody else.
+    pub fn join<F>(
+        &self,
+        key: K,
+        known: impl FnOnce() -> Option<T>,
+        call: impl FnOnce() -> F + Send + 'static,
+        keep: impl FnOnce(&Answer<T>) + Send + 'static,
+    ) -> Joined<T>
+    where
+        F: Future<Output = Result<T, CallError>> + Send,
+    {
+        let mut under_way = self.shared.lock();
+        if let Some(call) = under_way.calls.get(&key) {
+            return Joined::Waits(Ticket(call.answer.clone()));
+        }
+        if let Some(known) = known() {
+            return Joined::Known(known);
+        }
+        under_way.started += 1;
+        let number = under_way.started;
+        let (sender, answer) = watch::channel(None);
+        under_way.calls.insert(key.clone(), Call { number, answer: answer.clone() });
+        drop(under_way);
+
+        let landing = Landing { shared: self.shared.clone(), key, number };
+        self.shared.tasks.spawn(async move {
+            let answer = landing.shared.run(call).await.map_err(Arc::new);
+            landing.land(|| keep(&answer));
+            // Nobody may be waiting any more.
+            let _ = sender.send(Some(answer));
+        });
+        Joined::Waits(Ticket(answer))
+    }
+
+    /// Whoever asks from now on gets a new call, and the answers of these are kept by nobody; who waits for them still
+    /// gets them. `None`: all of them.
+    pub fn forget(&self, key: Option<&K>) {
+        let mut under_way = self.shared.lock();
+        match key {
+            Some(key) => drop(under_way.calls.remove(key)),
+            None => under_way.calls.clear(),
+        }
+    }
+
+    /// Calls in flight, without those that wait for a place.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.most.saturating_sub(self.shared.places.available_permits())
+    }
+}
+
+impl<T: Clone> Ticket<T> {
+    /// Waits for the answer, no longer than the time limit of the call.
+    ///
+    /// # Errors
+    /// What went wrong with the call.
+    pub async fn answer(mut self) -> Answer<T> {
+        match self.0.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(answer)) => answer.clone(),
+            // Its task panicked, or the process is ending.
+            _ => Err(Arc::new(CallError::Aborted)),
+        }
+    }
+}
+
+impl<K, T> Shared<K, T> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay<K, T>> {
+        // Whatever panicked under the lock, the map is whole.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run<F>(&self, call: impl FnOnce() -> F) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        let end = Instant::now() + self.limit;
+        let Ok(Ok(_place)) = timeout_at(end, self.places.acquire()).await else { return Err(CallError::Busy) };
+        // A place that is free only because its call had the same time limit is of no use.
+        if Instant::now() >= end {
+            return Err(CallError::Busy);
+        }
+        timeout_at(end, call()).await.unwrap_or(Err(CallError::Timeout))
+    }
+}
+
+/// Takes a call off the list, however it ends.
+struct Landing<K: Eq + Hash, T> {
+    shared: Arc<Shared<K, T>>,
+    key: K,
+    number: u64,
+}
+
+impl<K: Eq + Hash, T> Landing<K, T> {
+    /// `keep` runs under the lock, so that nobody can find the call gone and its answer not kept yet.
+    fn land(self, keep: impl FnOnce()) {
+        let mut under_way = self.shared.lock();
+        if self.remove_from(&mut under_way) {
+            keep();
+        }
+    }
+
+    /// Whether it was still there.
+    fn remove_from(&self, under_way: &mut UnderWay<K, T>) -> bool {
+        let is_this = under_way.calls.get(&self.key).is_some_and(|call| call.number == self.number);
+        if is_this {
+            under_way.calls.remove(&self.key);
+        }
+        is_this
+    }
+}
+
+impl<K: Eq + Hash, T> Drop for Landing<K, T> {
+    fn drop(&mut self) {
+        let shared = self.shared.clone();
+        self.remove_from(&mut shared.lock());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn waits(joined: Joined<u32>) -> Ticket<u32> {
+        match joined {
+            Joined::Waits(ticket) => ticket,
+            Joined::Known(known) => panic!("{known} is known already"),
+        }
+    }
+
+    /// Joins a call that answers when it is let.
+    fn join(flights: &Flights<&'static str, u32>, key: &'static str, gate: &Arc<Notify>, answer: u32) -> Ticket<u32> {
+        let gate = gate.clone();
+        waits(flights.join(
+            key,
+            || None,
+            move || async move {
+                gate.notified().await;
+                Ok(answer)
+            },
+            |_| {},
+        ))
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_who_ask_for_one_thing_make_one_call_and_its_starter_may_leave() {
+        let flights = Flights::new(4, LIMIT);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let ask = || {
+            let calls = calls.clone();
+            waits(flights.join(
+                "a",
+                || None,
+                move || async move {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    Ok(7)
+                },
+                |_| {},
+            ))
+        };
+        drop(ask());
+        let tickets: Vec<_> = (1..10_000).map(|_| ask()).collect();
+        for ticket in tickets {
+            assert_eq!(ticket.answer().await.expect("answered"), 7);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn different_things_do_not_wait_for_each_other_until_every_place_is_taken() {
+        let flights = Flights::new(2, LIMIT);
+        let (never, now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        now.notify_one();
+        let _held = join(&flights, "a", &never, 1);
+        assert_eq!(join(&flights, "b", &now, 2).answer().await.expect("answered"), 2);
+        let _held_too = join(&flights, "b", &never, 2);
+        now.notify_one();
+        let mut third = Box::pin(join(&flights, "c", &now, 3).answer());
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut third).await.is_err());
+        assert_eq!(flights.in_flight(), 2);
+        never.notify_one();
+        assert_eq!(third.await.expect("answered"), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_has_one_limit_and_says_what_it_waited_for() {
+        let flights = Flights::new(1, LIMIT);
+        let never = Arc::new(Notify::new());
+        let first = join(&flights, "a", &never, 1);
+        let second = join(&flights, "b", &never, 2);
+        assert!(matches!(*first.answer().await.expect_err("too slow"), CallError::Timeout));
+        assert!(matches!(*second.answer().await.expect_err("no place"), CallError::Busy));
+        assert_eq!(flights.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_there_for_whoever_comes_as_the_call_lands() {
+        let flights = Flights::<_, u32>::new(1, LIMIT);
+        let cache = Arc::new(Mutex::new(None));
+        for expected in ["call", "cache"] {
+            let (reads, writes) = (cache.clone(), cache.clone());
+            let known = move || *reads.lock().expect("no panic");
+            let keep = move |answer: &Answer<u32>| *writes.lock().expect("no panic") = answer.as_ref().ok().copied();
+            let joined = flights.join("a", known, || async { Ok(1) }, keep);
+            match joined {
+                Joined::Waits(ticket) => assert_eq!((expected, ticket.answer().await.expect("answered")), ("call", 1)),
+                Joined::Known(known) => assert_eq!((expected, known), ("cache", 1)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_call_answers_its_own_and_nobody_after_it() {
+        for key in [Some(&"a"), None] {
+            let flights = Flights::new(2, LIMIT);
+            let (old, new) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+            let kept = Arc::new(AtomicUsize::new(0));
+            let start = |gate: &Arc<Notify>, answer: u32| {
+                let (gate, kept) = (gate.clone(), kept.clone());
+                let call = move || async move {
+                    gate.notified().await;
+                    Ok(answer)
+                };
+                waits(flights.join(
+                    "a",
+                    || None,
+                    call,
+                    move |_| {
+                        kept.fetch_add(1, Ordering::SeqCst);
+                    },
+                ))
+            };
+            let before = start(&old, 1);
+            flights.forget(key);
+            let after = start(&new, 2);
+            old.notify_one();
+            assert_eq!(before.answer().await.expect("answered"), 1);
+            assert_eq!(kept.load(Ordering::SeqCst), 0);
+            // The end of the old one has not taken the new one off the list.
+            let joined = join(&flights, "a", &Arc::new(Notify::new()), 3);
+            new.notify_one();
+            assert_eq!(after.answer().await.expect("answered"), 2);
+            assert_eq!(joined.answer().await.expect("answered"), 2);
+            assert_eq!(kept.load(Ordering::SeqCst), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_is_an_error_and_in_nobodys_way() {
+        let flights = Flights::new(1, LIMIT);
+        let call = || async { panic!("as the test wants") };
+        let ticket = waits(flights.join("a", || None, call, |_| {}));
+        assert!(matches!(*ticket.answer().await.expect_err("no answer"), CallError::Aborted));
+        let now = Arc::new(Notify::new());
+        now.notify_one();
+        assert_eq!(join(&flights, "a", &now, 1).answer().await.expect("answered"), 1);
+    }
+}

@@ -5,20 +5,38 @@ use std::time::Duration;
 /// Sizes, counts and times that are not the operator's business but must not hide in code either.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Principals kept in memory.
+    /// Active tokens kept in memory.
     pub identity_cache_entries: u64,
-    /// How long an introspection answer is trusted.
+    /// How long an active answer of lum.id is trusted.
     pub identity_cache_ttl: Duration,
+    /// Refused tokens kept in memory.
+    pub refused_cache_entries: u64,
+    /// How long a refusal of lum.id is trusted: a token that was just made must not be refused for longer.
+    pub refused_cache_ttl: Duration,
+    /// Calls to lum.id in flight at once.
+    pub introspections_in_flight: usize,
+    /// How many refused tokens a source may bring at once before it is told to wait…
+    pub refusal_burst: u32,
+    /// …and how long each of them then counts.
+    pub refusal_interval: Duration,
+    /// Sources whose refusals are counted.
+    pub refusal_sources: u64,
     /// lum.id's time limit.
     pub introspection_timeout: Duration,
     /// Runmesh's time limit for a preflight.
     pub preflight_timeout: Duration,
+    /// Preflights in flight at once; past it submissions pass unasked.
+    pub preflights_in_flight: usize,
     /// Runmesh's time limit for an entry.
     pub post_timeout: Duration,
     /// FlowMesh's time limit when settling and sweeping, where nobody waits.
     pub flowmesh_timeout: Duration,
     /// How long a Check waits for FlowMesh to name a supplier before it goes without.
     pub supplier_timeout: Duration,
+    /// How long a look-up may go on after that, for whoever comes next.
+    pub supplier_lookup_timeout: Duration,
+    /// Look-ups in flight at once.
+    pub supplier_lookups_in_flight: usize,
     /// How long a Check waits for the submission row before it goes without.
     pub submission_timeout: Duration,
     /// Workers and task assignments kept in memory.
@@ -48,11 +66,20 @@ impl Default for Limits {
         Self {
             identity_cache_entries: 10_000,
             identity_cache_ttl: Duration::from_mins(1),
+            refused_cache_entries: 10_000,
+            refused_cache_ttl: Duration::from_secs(5),
+            introspections_in_flight: 256,
+            refusal_burst: 100,
+            refusal_interval: Duration::from_millis(100),
+            refusal_sources: 10_000,
             introspection_timeout: Duration::from_secs(3),
             preflight_timeout: Duration::from_secs(5),
+            preflights_in_flight: 256,
             post_timeout: Duration::from_secs(10),
             flowmesh_timeout: Duration::from_secs(10),
             supplier_timeout: Duration::from_millis(300),
+            supplier_lookup_timeout: Duration::from_secs(3),
+            supplier_lookups_in_flight: 32,
             submission_timeout: Duration::from_secs(1),
             supplier_cache_entries: 10_000,
             supplier_refresh: Duration::from_secs(15),

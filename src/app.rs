@@ -187,7 +187,7 @@ impl App {
         let mut guard = None;
         let (access_log, events) = match (runmesh, &dyn_ledger) {
             (Some(runmesh), Some(ledger)) => {
-                guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), metrics.clone()));
+                guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), limits, metrics.clone()));
                 let parts = Parts { config: &config, ledger, flowmesh, suppliers: &suppliers, metrics: &metrics };
                 let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
                 (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
@@ -196,8 +196,8 @@ impl App {
         };
         let authz = Authz {
             identity: identity.clone(),
-            guard,
-            suppliers,
+            guard: guard.clone(),
+            suppliers: suppliers.clone(),
             ledger: dyn_ledger.clone(),
             events: events.as_ref().map(mpsc::Sender::downgrade),
             submission_timeout: limits.submission_timeout,
@@ -238,8 +238,15 @@ impl App {
         });
         lifecycle.spawn("health", report_health(health, stopping.clone()));
 
-        let router =
-            admin::router(Admin { registry, gauges, identity, ledger: dyn_ledger, stopping: stopping.clone() });
+        let router = admin::router(Admin {
+            registry,
+            gauges,
+            identity,
+            guard,
+            suppliers,
+            ledger: dyn_ledger,
+            stopping: stopping.clone(),
+        });
         let stop = stopping.stop.clone();
         lifecycle.spawn("admin", async move {
             tokio::select! {

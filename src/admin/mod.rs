@@ -1,11 +1,14 @@
-//! The admin listener: is it alive, is it ready, and how much of everything. Nothing on it moves money.
+//! The admin listener: is it alive, is it ready, how much of everything, and forget what lum.id said. Nothing on it moves
+//! money or lets anybody in.
+
+mod purge;
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use jiff::Timestamp;
 use prometheus_client::encoding::text::encode;
@@ -13,15 +16,20 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 
+use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::{Backlog, Ledger};
 use crate::lifecycle::Stopping;
+use crate::supplier::Suppliers;
 
 /// What the pages show.
 pub struct Admin {
     pub registry: Registry,
     pub gauges: Gauges,
     pub identity: Identity,
+    /// Absent when the guard is off.
+    pub guard: Option<Guard>,
+    pub suppliers: Suppliers,
     /// Absent without billing.
     pub ledger: Option<Arc<dyn Ledger>>,
     pub stopping: Stopping,
@@ -31,6 +39,12 @@ pub struct Admin {
 #[derive(Debug, Default)]
 pub struct Gauges {
     identities: Gauge,
+    refused: Gauge,
+    sources: Gauge,
+    introspections: Gauge,
+    preflights: Gauge,
+    suppliers: Gauge,
+    lookups: Gauge,
     open_submissions: Gauge,
     open_workflows: Gauge,
     held_workflows: Gauge,
@@ -49,7 +63,13 @@ impl Gauges {
     pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
         let gauges = Self::default();
         let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        add("tollgate_identity_cache_entries", "Principals in memory", &gauges.identities);
+        add("tollgate_identity_cache_entries", "Active tokens in memory", &gauges.identities);
+        add("tollgate_identity_refused_entries", "Refused tokens in memory", &gauges.refused);
+        add("tollgate_identity_sources", "Sources with refused tokens counted", &gauges.sources);
+        add("tollgate_introspections_in_flight", "Calls to lum.id in flight", &gauges.introspections);
+        add("tollgate_preflights_in_flight", "Balance preflights in flight", &gauges.preflights);
+        add("tollgate_supplier_cache_entries", "Workers and task assignments in memory", &gauges.suppliers);
+        add("tollgate_supplier_lookups_in_flight", "Supplier look-ups in flight", &gauges.lookups);
         if with_ledger {
             add("tollgate_open_submissions", "Submissions of which no workflow is known", &gauges.open_submissions);
             add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
@@ -66,8 +86,23 @@ impl Gauges {
         gauges
     }
 
-    fn set(&self, backlog: &Backlog, now: Timestamp) {
-        for (gauge, value) in [
+    fn set(&self, admin: &Admin) {
+        let identity = admin.identity.figures();
+        let (suppliers, lookups) = admin.suppliers.figures();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        set_all([
+            (&self.identities, identity.active),
+            (&self.refused, identity.refused),
+            (&self.sources, identity.sources),
+            (&self.introspections, count(identity.in_flight)),
+            (&self.preflights, count(admin.guard.as_ref().map_or(0, Guard::in_flight))),
+            (&self.suppliers, suppliers),
+            (&self.lookups, count(lookups)),
+        ]);
+    }
+
+    fn set_backlog(&self, backlog: &Backlog, now: Timestamp) {
+        set_all([
             (&self.open_submissions, backlog.open_submissions),
             (&self.open_workflows, backlog.open_workflows),
             (&self.held_workflows, backlog.held_workflows),
@@ -77,10 +112,14 @@ impl Gauges {
             (&self.held, backlog.held_charges),
             (&self.rejected, backlog.rejected_charges),
             (&self.posted, backlog.posted_charges),
-        ] {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
+        ]);
         self.oldest_pending_seconds.set(backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs()));
+    }
+}
+
+fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {
+    for (gauge, value) in gauges {
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
 }
 
@@ -90,6 +129,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/cache/purge", post(purge::purge))
         .with_state(Arc::new(admin))
 }
 
@@ -112,10 +152,10 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    admin.gauges.identities.set(i64::try_from(admin.identity.cached().await).unwrap_or(i64::MAX));
+    admin.gauges.set(&admin);
     if let Some(ledger) = &admin.ledger {
         match ledger.backlog().await {
-            Ok(backlog) => admin.gauges.set(&backlog, Timestamp::now()),
+            Ok(backlog) => admin.gauges.set_backlog(&backlog, Timestamp::now()),
             // Stale figures would hide the outage; a failed scrape is an alarm of its own.
             Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
         }

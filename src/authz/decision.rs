@@ -39,8 +39,10 @@ pub enum Denial {
     InactiveToken,
     /// The guard's word, with the balance as Runmesh wrote it.
     Balance(String),
-    /// lum.id gave no answer.
-    IdentityUnavailable,
+    /// Its source has brought too many of those; seconds until the next may be looked at.
+    TooManyUnknown { retry_after: u64 },
+    /// lum.id gave no answer; seconds after which another try may find one.
+    IdentityUnavailable { retry_after: u64 },
 }
 
 impl Decision {
@@ -54,7 +56,8 @@ impl Decision {
             Self::Deny(Denial::MissingBearer) => "missing_bearer",
             Self::Deny(Denial::InactiveToken) => "inactive_token",
             Self::Deny(Denial::Balance(_)) => "insufficient_balance",
-            Self::Deny(Denial::IdentityUnavailable) => "identity_unavailable",
+            Self::Deny(Denial::TooManyUnknown { .. }) => "too_many_unknown",
+            Self::Deny(Denial::IdentityUnavailable { .. }) => "identity_unavailable",
         }
     }
 }
@@ -67,7 +70,8 @@ impl Denial {
             Self::Path(_) => 400,
             Self::MissingBearer | Self::InactiveToken => 401,
             Self::Balance(_) => 402,
-            Self::IdentityUnavailable => 503,
+            Self::TooManyUnknown { .. } => 429,
+            Self::IdentityUnavailable { .. } => 503,
         }
     }
 
@@ -81,7 +85,8 @@ impl Denial {
             Self::Balance(balance) => format!(
                 "Insufficient balance (${balance}). Top up at https://lum.id/app/billing before submitting workflows."
             ),
-            Self::IdentityUnavailable => "Identity provider unavailable".to_owned(),
+            Self::TooManyUnknown { .. } => "Too many unrecognised tokens".to_owned(),
+            Self::IdentityUnavailable { .. } => "Identity provider unavailable".to_owned(),
         }
     }
 }

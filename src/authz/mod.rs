@@ -7,6 +7,7 @@
 pub mod bearer;
 pub mod body;
 pub mod decision;
+mod log;
 pub mod metadata;
 pub mod request;
 pub mod response;
@@ -25,15 +26,20 @@ use uuid::Uuid;
 
 use crate::access_log::event::Event;
 use crate::guard::{self, Guard};
+use crate::identity::budget::Source;
 use crate::identity::{self, Identity, TokenHash};
 use crate::ledger::{Ledger, NewSubmission};
 use crate::principal::Principal;
 use crate::route::{self, Route};
 use crate::supplier::{Subject, Suppliers};
 use crate::telemetry::{DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+use crate::upstream::CallError;
 use decision::{Allow, Decision, Denial};
 use request::Inquiry;
 use response::Stamp;
+
+/// After which another try may find lum.id answering, when it says nothing else.
+const LUM_ID_PAUSE: Duration = Duration::from_secs(2);
 
 /// The gRPC service.
 pub struct Authz {
@@ -65,7 +71,7 @@ impl Authorization for Authz {
         let started = Instant::now();
         let decision = self.decide(&inquiry, &mut seen).await;
         std::mem::forget(unless_cancelled);
-        log(&decision, &inquiry, &seen);
+        log::decided(&decision, &inquiry, &seen);
         self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
         self.metrics.check_seconds.observe(started.elapsed().as_secs_f64());
         Ok(Response::new(response::render(&decision, &self.stamp)))
@@ -86,6 +92,13 @@ impl Drop for Cancelled<'_> {
 struct Seen {
     route: Option<&'static str>,
     token: Option<TokenHash>,
+    /// What went wrong with lum.id.
+    cause: Option<Arc<CallError>>,
+}
+
+/// What the client is told to wait: at least a second, and no longer than half a minute, whatever others say.
+fn retry_after(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).clamp(1, 30)
 }
 
 impl Authz {
@@ -105,17 +118,27 @@ impl Authz {
         };
         let hash = TokenHash::of(&bearer.token);
         seen.token = Some(hash);
-        let principal = match self.identity.resolve(&bearer.token, hash).await {
+        let source = Source::of(&inquiry.source);
+        let principal = match self.identity.resolve(&bearer.token, hash, &source).await {
             Ok(principal) => principal,
             Err(identity::Error::Inactive) => return Decision::Deny(Denial::InactiveToken),
-            Err(identity::Error::Unavailable(_)) => return Decision::Deny(Denial::IdentityUnavailable),
+            Err(identity::Error::TooMany { retry_after: wait }) => {
+                return Decision::Deny(Denial::TooManyUnknown { retry_after: retry_after(wait) });
+            }
+            Err(identity::Error::Unavailable(cause)) => {
+                let wait = cause.retry_after().unwrap_or(LUM_ID_PAUSE);
+                seen.cause = Some(cause);
+                return Decision::Deny(Denial::IdentityUnavailable { retry_after: retry_after(wait) });
+            }
         };
         let mut submission_id = None;
         if route == Route::Submit {
-            if let Some(guard) = &self.guard
-                && let guard::Decision::Refuse { balance } = guard.decide(&principal).await
-            {
-                return Decision::Deny(Denial::Balance(balance));
+            if let Some(guard) = &self.guard {
+                match guard.decide(&principal).await {
+                    guard::Decision::Pass => {}
+                    guard::Decision::Refuse { balance } => return Decision::Deny(Denial::Balance(balance)),
+                    guard::Decision::Unanswered(cause) => log::unguarded(&principal, inquiry, &cause),
+                }
             }
             submission_id = self.open_submission(&principal, inquiry).await;
         }
@@ -197,48 +220,5 @@ impl Authz {
     }
 }
 
-/// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer. No query: a
-/// refused one may hold a token.
-fn log(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
-    let (path, _) = route::split_query(&inquiry.target);
-    // Of a refused path nothing is known, so it is quoted and kept short.
-    let path: String = path.chars().take(256).flat_map(char::escape_debug).collect();
-    let method: String = inquiry.method.chars().take(16).flat_map(char::escape_debug).collect();
-    let token = seen.token.map(|hash| hash.to_string()).unwrap_or_default();
-    let route = seen.route.unwrap_or("none");
-    let (request_id, source, reason) = (&inquiry.request_id, &inquiry.source, decision.reason());
-    match decision {
-        Decision::Public => tracing::debug!(request_id, route, source, "{method} {path}: public"),
-        Decision::Allow(Allow { principal, supplier, submission_id: Some(submission), .. }) => tracing::info!(
-            request_id,
-            route,
-            source,
-            token,
-            principal = principal.id,
-            submission,
-            supplier = supplier.as_deref(),
-            "{method} {path}: submission {submission} of {}",
-            principal.id
-        ),
-        Decision::Allow(Allow { principal, supplier, .. }) => tracing::debug!(
-            request_id,
-            route,
-            source,
-            token,
-            principal = principal.id,
-            supplier = supplier.as_deref(),
-            "{method} {path}: allowed as {}",
-            principal.id
-        ),
-        Decision::Deny(denial) => tracing::info!(
-            request_id,
-            route,
-            source,
-            token,
-            reason,
-            status = denial.status(),
-            "{method} {path}: refused with {}, {reason}",
-            denial.status()
-        ),
-    }
-}
+#[cfg(test)]
+mod tests;

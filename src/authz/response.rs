@@ -22,11 +22,8 @@ const PRINCIPAL_TYPE: &str = "x-flowmesh-principal-type";
 const SCOPES: &str = "x-flowmesh-scopes";
 const SUPPLIER_ID: &str = "x-flowmesh-supplier-id";
 /// Every header that FlowMesh may take for identity.
-const IDENTITY_HEADERS: [&str; 6] = [PRINCIPAL_ID, EXTERNAL_ID, ORG_ID, PRINCIPAL_TYPE, SCOPES, SUPPLIER_ID];
+pub(super) const IDENTITY_HEADERS: [&str; 6] = [PRINCIPAL_ID, EXTERNAL_ID, ORG_ID, PRINCIPAL_TYPE, SCOPES, SUPPLIER_ID];
 const AUTHORIZATION: &str = "authorization";
-
-/// Seconds after which another try may find lum.id answering.
-const RETRY_AFTER: &str = "2";
 
 /// What of the configuration shows in an answer.
 #[derive(Debug, Clone)]
@@ -99,7 +96,9 @@ fn denied(denial: &Denial) -> CheckResponse {
     match denial {
         Denial::MissingBearer => headers.push(header("www-authenticate", "Bearer")),
         Denial::InactiveToken => headers.push(header("www-authenticate", "Bearer error=\"invalid_token\"")),
-        Denial::IdentityUnavailable => headers.push(header("retry-after", RETRY_AFTER)),
+        Denial::TooManyUnknown { retry_after } | Denial::IdentityUnavailable { retry_after } => {
+            headers.push(header("retry-after", &retry_after.to_string()));
+        }
         Denial::Path(_) | Denial::Balance(_) => {}
     }
     let response = DeniedHttpResponse {
@@ -108,7 +107,8 @@ fn denied(denial: &Denial) -> CheckResponse {
         body: serde_json::json!({ "detail": denial.detail() }).to_string(),
     };
     let code = match denial {
-        Denial::IdentityUnavailable => Code::Unavailable,
+        Denial::IdentityUnavailable { .. } => Code::Unavailable,
+        Denial::TooManyUnknown { .. } => Code::ResourceExhausted,
         Denial::MissingBearer | Denial::InactiveToken => Code::Unauthenticated,
         Denial::Path(_) | Denial::Balance(_) => Code::PermissionDenied,
     };

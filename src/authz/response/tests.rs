@@ -103,7 +103,18 @@ fn every_refusal_is_the_agreed_answer() {
             r#"{"detail":"Insufficient balance ($0.00). Top up at https://lum.id/app/billing before submitting workflows."}"#,
             None,
         ),
-        (Denial::IdentityUnavailable, 503, r#"{"detail":"Identity provider unavailable"}"#, Some(("retry-after", "2"))),
+        (
+            Denial::TooManyUnknown { retry_after: 3 },
+            429,
+            r#"{"detail":"Too many unrecognised tokens"}"#,
+            Some(("retry-after", "3")),
+        ),
+        (
+            Denial::IdentityUnavailable { retry_after: 2 },
+            503,
+            r#"{"detail":"Identity provider unavailable"}"#,
+            Some(("retry-after", "2")),
+        ),
     ];
     for (denial, status, body, extra) in cases {
         let response = render(&Decision::Deny(denial.clone()), &stamp());

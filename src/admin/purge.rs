@@ -1,0 +1,51 @@
+//! `POST /cache/purge`: makes a revocation at lum.id immediate.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Admin;
+use crate::identity::{Purge, TokenHash};
+
+/// What may be asked for.
+const USAGE: &str =
+    r#"send application/json, one of {"token_sha256": "<64 hex digits>"}, {"principal_id": "<sub>"}, {"all": true}"#;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Body {
+    TokenSha256(String),
+    PrincipalId(String),
+    All(bool),
+}
+
+/// Forgets what lum.id said, so that the next request asks again.
+pub async fn purge(State(admin): State<Arc<Admin>>, headers: HeaderMap, body: Bytes) -> Response {
+    // The content type keeps web pages out: a browser does not send this one to another origin without asking first.
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    let (what, told) = match serde_json::from_slice(&body) {
+        Ok(Body::TokenSha256(text)) => match text.parse::<TokenHash>() {
+            Ok(hash) => (Purge::Token(hash), format!("token {hash}")),
+            Err(_) => return refused(StatusCode::BAD_REQUEST),
+        },
+        Ok(Body::PrincipalId(id)) => (Purge::Principal(id.clone()), format!("the tokens of {}", id.escape_debug())),
+        Ok(Body::All(true)) => (Purge::All, "every token".to_owned()),
+        Ok(Body::All(false)) | Err(_) => return refused(StatusCode::BAD_REQUEST),
+    };
+    let purged = admin.identity.purge(&what);
+    tracing::info!(purged, "cache purge of {told}: {purged} forgotten");
+    Json(json!({ "purged": purged })).into_response()
+}
+
+fn refused(status: StatusCode) -> Response {
+    (status, Json(json!({ "detail": USAGE }))).into_response()
+}

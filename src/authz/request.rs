@@ -1,13 +1,19 @@
 //! `CheckRequest` → [`Inquiry`]: the border past which nothing sees protobuf. Pure.
 
-use envoy_types::pb::envoy::config::core::v3::address;
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::config::core::v3::{Metadata, address};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use envoy_types::pb::google::protobuf::value::Kind;
 
 use crate::config::is_visible_ascii;
 
 /// Key of Envoy's `context_extensions` by which a route fixes its supplier.
 const SUPPLIER_EXTENSION: &str = "supplier";
+/// Where the bootstrap puts the client's address, load balancers in front taken into account.
+const SOURCE_NAMESPACE: &str = "tollgate";
+const SOURCE_KEY: &str = "source";
 /// What is logged of a request id: Envoy's own are UUIDs.
 const LONGEST_REQUEST_ID: usize = 128;
 
@@ -19,7 +25,8 @@ pub struct Inquiry {
     pub target: String,
     /// Envoy's `x-request-id`, or its stream id where the header was not passed on.
     pub request_id: String,
-    /// The address Envoy vouches for, without its port; never a header of the client's.
+    /// The address Envoy vouches for, without its port; never a header of the client's. The one in the metadata, else
+    /// that of the connection.
     pub source: String,
     /// Values of every `authorization` header, as bytes.
     pub authorization: Vec<Vec<u8>>,
@@ -34,7 +41,8 @@ pub struct Inquiry {
 /// normal form.
 #[must_use]
 pub fn parse(request: CheckRequest) -> Inquiry {
-    let AttributeContext { source, request, mut context_extensions, .. } = request.attributes.unwrap_or_default();
+    let AttributeContext { source, request, mut context_extensions, metadata_context, .. } =
+        request.attributes.unwrap_or_default();
     let http = request.and_then(|request| request.http).unwrap_or_default();
     let request_id = values(&http, "x-request-id")
         .pop()
@@ -46,7 +54,7 @@ pub fn parse(request: CheckRequest) -> Inquiry {
         .any(|value| value.split(|&byte| byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(b"websocket")));
     Inquiry {
         request_id,
-        source: source.map_or_else(String::new, address),
+        source: metadata_context.and_then(vouched).or_else(|| source.and_then(address)).unwrap_or_default(),
         authorization: values(&http, "authorization"),
         is_websocket,
         supplier: context_extensions.remove(SUPPLIER_EXTENSION).filter(|name| is_visible_ascii(name)),
@@ -81,10 +89,74 @@ fn values(http: &HttpRequest, name: &str) -> Vec<Vec<u8>> {
     }
 }
 
-fn address(peer: Peer) -> String {
-    match peer.address.and_then(|address| address.address) {
-        Some(address::Address::SocketAddress(socket)) => socket.address,
-        Some(address::Address::Pipe(_)) => "unix".to_owned(),
-        _ => String::new(),
+/// The client's address that the bootstrap's filters put into the metadata, which no client can set.
+fn vouched(mut metadata: Metadata) -> Option<String> {
+    match metadata.filter_metadata.remove(SOURCE_NAMESPACE)?.fields.remove(SOURCE_KEY)?.kind? {
+        Kind::StringValue(text) => Some(text.parse::<IpAddr>().ok()?.to_canonical().to_string()),
+        _ => None,
+    }
+}
+
+/// The other end of the connection.
+fn address(peer: Peer) -> Option<String> {
+    match peer.address?.address? {
+        address::Address::SocketAddress(socket) => Some(socket.address),
+        address::Address::Pipe(_) => Some("unix".to_owned()),
+        address::Address::EnvoyInternalAddress(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress};
+    use envoy_types::pb::google::protobuf::{Struct, Value};
+
+    use super::*;
+
+    /// The source of a request over a connection from 10.0.0.1.
+    fn source(metadata: &[(&str, &str, Kind)]) -> String {
+        let address = address::Address::SocketAddress(SocketAddress {
+            address: "10.0.0.1".to_owned(),
+            ..SocketAddress::default()
+        });
+        let peer = Peer { address: Some(Address { address: Some(address) }), ..Peer::default() };
+        let mut filter_metadata: HashMap<String, Struct> = HashMap::new();
+        for (namespace, key, kind) in metadata {
+            let fields = &mut filter_metadata.entry((*namespace).to_owned()).or_default().fields;
+            fields.insert((*key).to_owned(), Value { kind: Some(kind.clone()) });
+        }
+        let attributes = AttributeContext {
+            source: Some(peer),
+            metadata_context: Some(Metadata { filter_metadata, ..Metadata::default() }),
+            ..AttributeContext::default()
+        };
+        parse(CheckRequest { attributes: Some(attributes) }).source
+    }
+
+    fn text(value: &str) -> Kind {
+        Kind::StringValue(value.to_owned())
+    }
+
+    #[test]
+    fn the_source_is_the_address_in_the_metadata_when_there_is_one() {
+        assert_eq!(source(&[("tollgate", "source", text("203.0.113.7"))]), "203.0.113.7");
+        // One spelling each, or one client would have many budgets.
+        assert_eq!(source(&[("tollgate", "source", text("2001:DB8:0:0::7"))]), "2001:db8::7");
+        assert_eq!(source(&[("tollgate", "source", text("::ffff:203.0.113.7"))]), "203.0.113.7");
+    }
+
+    #[test]
+    fn without_a_valid_address_in_the_metadata_the_source_is_the_peer() {
+        assert_eq!(source(&[]), "10.0.0.1");
+        for value in ["", "-", "203.0.113.7:80", "203.0.113", "example.com", "203.0.113.7, 203.0.113.8", " 203.0.113.7"]
+        {
+            assert_eq!(source(&[("tollgate", "source", text(value))]), "10.0.0.1", "{value:?}");
+        }
+        assert_eq!(source(&[("tollgate", "source", Kind::NumberValue(7.0))]), "10.0.0.1");
+        assert_eq!(source(&[("tollgate", "address", text("203.0.113.7"))]), "10.0.0.1");
+        assert_eq!(source(&[("other", "source", text("203.0.113.7"))]), "10.0.0.1");
+        assert_eq!(parse(CheckRequest::default()).source, "");
     }
 }

@@ -12,4 +12,5 @@ mod edge;
 mod envoy_config;
 mod harness;
 mod process;
+mod source;
 mod suppliers;

@@ -1,5 +1,7 @@
 //! The stack of one test, and what must hold at the end of every test.
 
+mod http2;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +10,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate_local::stack::{self, Envoy, PEOPLE, Ports, Stack, StackOptions, wait_for};
-use tollgate_local::standin::{Entry, TruthEntry, same_amount};
+use tollgate_local::standin::{Entry, Seen, TruthEntry, same_amount};
+
+pub use http2::Http2;
 
 /// How long anything may take that is not expected to take long.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -71,15 +75,22 @@ impl Edge {
 
     /// Replaces Envoy by one with a bootstrap in which this text is another.
     pub async fn replace_envoy(&mut self, shipped: &str, other: &str) {
+        self.change_bootstrap(&[(shipped, other)]).await;
+    }
+
+    /// Replaces Envoy by one with a bootstrap in which each of these texts is another.
+    pub async fn change_bootstrap(&mut self, changes: &[(&str, &str)]) {
         self.stack.envoy.kill_hard().await.expect("killed");
         let upstream = self.stack.flowmesh.url();
         let upstream = upstream.trim_start_matches("http://");
-        let bootstrap =
+        let mut bootstrap =
             self.stack.tollgate.envoy_config("127.0.0.1:0", "127.0.0.1:0", upstream).await.expect("printed");
-        let changed = bootstrap.replace(shipped, other);
-        assert_ne!(changed, bootstrap, "{shipped} is in the bootstrap");
+        for (shipped, other) in changes {
+            assert!(bootstrap.contains(shipped), "{shipped} is in the bootstrap");
+            bootstrap = bootstrap.replace(shipped, other);
+        }
         self.stack.envoy =
-            Envoy::start(&envoy_binary(), &changed, self.dir.path(), 2, None).await.expect("Envoy starts");
+            Envoy::start(&envoy_binary(), &bootstrap, self.dir.path(), 2, None).await.expect("Envoy starts");
         self.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
     }
 
@@ -149,14 +160,21 @@ impl Edge {
     }
 
     /// Sends bytes as they are and reads the answer to its end.
-    pub async fn raw(&self, request: &str) -> Answer {
+    pub async fn raw(&self, request: impl AsRef<[u8]>) -> Answer {
         let mut stream = self.connect().await;
-        stream.write_all(request.as_bytes()).await.expect("sent");
+        // What is refused early is not read to its end; the answer is there all the same.
+        let _ = stream.write_all(request.as_ref()).await;
         let mut answer = Vec::new();
         let read = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
         // A reset after the answer is an end, too.
         let _ = read.expect("the edge answers in time");
         parse(&String::from_utf8_lossy(&answer))
+    }
+
+    /// What FlowMesh got from clients, without Tollgate's own questions.
+    pub fn seen(&self) -> Vec<Seen> {
+        let own = |seen: &Seen| seen.header("user-agent").is_some_and(|agent| agent.starts_with("tollgate/"));
+        self.stack.flowmesh.requests().into_iter().filter(|seen| !own(seen)).collect()
     }
 
     pub async fn connect(&self) -> TcpStream {
@@ -215,7 +233,8 @@ pub async fn answer(request: RequestBuilder) -> Answer {
     Answer { status, headers, body: response.text().await.expect("a body") }
 }
 
-fn parse(text: &str) -> Answer {
+/// An answer as it was on the wire; a chunked body stays so.
+pub fn parse(text: &str) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());

@@ -13,4 +13,5 @@ mod envoy_config;
 mod harness;
 mod process;
 mod source;
+mod spoofing;
 mod suppliers;

@@ -231,6 +231,8 @@ pub struct Seen {
     pub path_and_query: String,
     /// Names in lower case and values, duplicates kept.
     pub headers: Vec<(String, String)>,
+    /// The same of what followed a chunked body, once that has arrived.
+    pub trailers: Vec<(String, String)>,
     /// How much of the body has arrived.
     pub body_len: u64,
     /// Its first bytes.

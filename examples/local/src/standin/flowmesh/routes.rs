@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::Request,
-    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::Response,
 };
 use futures_util::StreamExt;
+use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -58,10 +59,6 @@ pub(super) async fn handle(inner: Arc<Inner>, request: Request, stop: Cancellati
 
 /// Notes the request now and its body as it comes in.
 fn record(inner: &Arc<Inner>, parts: &Parts, body: Body) -> (usize, Body) {
-    let headers = parts.headers.iter().map(|(name, value)| {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        (name.as_str().to_owned(), value)
-    });
     let path_and_query = match parts.uri.path_and_query() {
         Some(path_and_query) => path_and_query.to_string(),
         None => parts.uri.to_string(),
@@ -69,7 +66,8 @@ fn record(inner: &Arc<Inner>, parts: &Parts, body: Body) -> (usize, Body) {
     let seen = Seen {
         method: parts.method.to_string(),
         path_and_query,
-        headers: headers.collect(),
+        headers: texts(&parts.headers),
+        trailers: Vec::new(),
         body_len: 0,
         body_prefix: Vec::new(),
         received_at: state::now(),
@@ -80,15 +78,24 @@ fn record(inner: &Arc<Inner>, parts: &Parts, body: Body) -> (usize, Body) {
         state.requests.len() - 1
     };
     let inner = inner.clone();
-    let counted = body.into_data_stream().inspect(move |chunk| {
-        if let Ok(chunk) = chunk {
-            let seen = &mut super::lock(&inner.state).requests[at];
+    let counted = body.map_frame(move |frame| {
+        let seen = &mut super::lock(&inner.state).requests[at];
+        if let Some(chunk) = frame.data_ref() {
             seen.body_len += chunk.len() as u64;
             let wanted = PREFIX.saturating_sub(seen.body_prefix.len());
             seen.body_prefix.extend(chunk.iter().take(wanted));
         }
+        if let Some(trailers) = frame.trailers_ref() {
+            seen.trailers = texts(trailers);
+        }
+        frame
     });
-    (at, Body::from_stream(counted))
+    (at, Body::new(counted))
+}
+
+fn texts(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
 fn add_headers(inner: &Inner, method_and_path: &str, response: &mut Response) {

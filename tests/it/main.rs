@@ -12,6 +12,7 @@ mod edge;
 mod envoy_config;
 mod harness;
 mod process;
+mod restarts;
 mod source;
 mod spoofing;
 mod suppliers;

@@ -8,6 +8,8 @@
 //! Routes are those of FlowMesh's published API; a path that is none of them is [`Route::Other`], which needs a token
 //! like any other.
 
+use percent_encoding::percent_decode_str;
+
 /// The operation a request asks of FlowMesh. Ids are borrowed from the path and match `[A-Za-z0-9_.-]{1,128}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
@@ -78,7 +80,8 @@ impl Route<'_> {
 /// Why a path is refused with 400 instead of being interpreted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotNormal {
-    /// Percent-encoded letters, slashes or control characters, `//`, `.` or `..` segments, and the like.
+    /// Percent-encoded letters, slashes or control characters, bytes that are no text, `//`, `.` or `..` segments, and
+    /// the like.
     #[error("Request path is not in normal form")]
     Path,
     /// An id position that holds something other than `[A-Za-z0-9_.-]{1,128}`.
@@ -149,11 +152,19 @@ fn segments(path: &str) -> Result<Vec<&str>, NotNormal> {
     let segments: Vec<&str> = rest.split('/').collect();
     let last = segments.len() - 1;
     for (position, segment) in segments.iter().enumerate() {
-        if (segment.is_empty() && position != last) || matches!(*segment, "." | "..") || !is_normal(segment) {
+        if (segment.is_empty() && position != last) || !is_normal(segment) || climbs(segment) {
             return Err(NotNormal::Path);
         }
     }
     Ok(segments)
+}
+
+/// Whether some server takes the segment for `.` or `..`: those that cut parameters off (`..;a=b`), or blanks, do. Also
+/// whether it decodes to no text, as overlong forms of dots and slashes (`%c0%ae`) do.
+fn climbs(segment: &str) -> bool {
+    let Ok(decoded) = percent_decode_str(segment).decode_utf8() else { return true };
+    let name = decoded.split(';').next().unwrap_or_default().trim();
+    matches!(name, "." | "..")
 }
 
 /// Whether decoding the segment once, or twice, can change what it means to a router.
@@ -230,6 +241,7 @@ mod tests {
             ("GET", "/api/v1/ssh/tasks/tsk-1/proxy?token=x", Route::OfTask { task_id: "tsk-1" }),
             ("DELETE", "/api/v1/serve/tasks/tsk-1/v1/models", Route::Serve),
             ("GET", "/api/v1/serve/tasks/tsk-1/", Route::Serve),
+            ("GET", "/api/v1/serve/tasks/tsk-1/v1/..a;b/...%20%C3%BC", Route::Serve),
             // Near misses are ordinary requests, which need a token.
             ("HEAD", "/healthz", Route::Other),
             ("GET", "/healthz/", Route::Other),
@@ -258,6 +270,16 @@ mod tests {
             "/api/v1/serve/tasks/t/..%2fx",
             "/api/v1/serve/tasks/t/..%252fx",
             "/api/v1/serve/tasks/t/%252e%252e/x",
+            "/api/v1/serve/tasks/t/..;/x",
+            "/api/v1/serve/tasks/t/..;a=b/x",
+            "/api/v1/serve/tasks/t/..%3b/x",
+            "/api/v1/serve/tasks/t/.;/x",
+            "/api/v1/serve/tasks/t/..%20/x",
+            "/api/v1/serve/tasks/t/%c0%ae%c0%ae/x",
+            "/api/v1/serve/tasks/t/..%c0%af..%c0%afworkflows",
+            "/api/v1/serve/tasks/t/%ff",
+            "/api/v1%u002fworkflows",
+            "/api/v1/serve/tasks/t/%25%32%66",
             "//api/v1/workflows",
             "/api//v1/workflows",
             "/./api/v1/workflows",

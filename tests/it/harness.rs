@@ -1,5 +1,6 @@
 //! The stack of one test, and what must hold at the end of every test.
 
+mod direct;
 mod http2;
 
 use std::path::Path;
@@ -12,10 +13,13 @@ use tokio::net::TcpStream;
 use tollgate_local::stack::{self, Envoy, PEOPLE, Ports, Stack, StackOptions, wait_for};
 use tollgate_local::standin::{Entry, Seen, TruthEntry, same_amount};
 
+pub use direct::Direct;
 pub use http2::Http2;
 
 /// How long anything may take that is not expected to take long.
 pub const SOON: Duration = Duration::from_secs(20);
+/// After so long without a byte nothing more is expected.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// Everything, with a client in front of it.
 pub struct Edge {
@@ -165,9 +169,23 @@ impl Edge {
         // What is refused early is not read to its end; the answer is there all the same.
         let _ = stream.write_all(request.as_ref()).await;
         let mut answer = Vec::new();
-        let read = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
-        // A reset after the answer is an end, too.
-        let _ = read.expect("the edge answers in time");
+        let read = tokio::time::timeout(SOON, async {
+            // A reset after the answer is an end, too.
+            while !is_whole(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
+        });
+        read.await.expect("the edge answers in time");
+        parse(&String::from_utf8_lossy(&answer))
+    }
+
+    /// Sends bytes that may be more than one request, and reads until the edge has nothing more to say.
+    pub async fn raw_until_silent(&self, requests: impl AsRef<[u8]>) -> Answer {
+        let mut stream = self.connect().await;
+        let _ = stream.write_all(requests.as_ref()).await;
+        let mut answer = Vec::new();
+        let mut patience = SOON;
+        while let Ok(Ok(1..)) = tokio::time::timeout(patience, stream.read_buf(&mut answer)).await {
+            patience = SILENCE;
+        }
         parse(&String::from_utf8_lossy(&answer))
     }
 
@@ -231,6 +249,14 @@ pub async fn answer(request: RequestBuilder) -> Answer {
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
     Answer { status, headers, body: response.text().await.expect("a body") }
+}
+
+/// Whether all of an answer with a `content-length` is there.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((_, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = parse(&text).header("content-length").and_then(|length| length.parse::<usize>().ok());
+    length.is_some_and(|length| body.len() >= length)
 }
 
 /// An answer as it was on the wire; a chunked body stays so.

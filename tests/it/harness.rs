@@ -1,6 +1,6 @@
 //! The stack of one test, and what must hold at the end of every test.
 
-mod direct;
+pub mod direct;
 mod http2;
 
 use std::path::Path;
@@ -237,6 +237,16 @@ impl Edge {
             }
             assert!(!line.contains("panicked"), "{line}");
         }
+    }
+}
+
+/// A refusal as agreed: JSON that FlowMesh's clients show, with an id to ask about it by.
+pub fn assert_refused(answer: &Answer, status: u16, body: &str, headers: &[(&str, &str)]) {
+    assert_eq!((answer.status, answer.body.as_str()), (status, body));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert!(answer.header("x-request-id").is_some_and(|id| id.len() == 36), "{answer:?}");
+    for (name, value) in headers {
+        assert_eq!(answer.header(name), Some(*value), "{answer:?}");
     }
 }
 

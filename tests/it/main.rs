@@ -11,6 +11,7 @@ mod crashes;
 mod edge;
 mod envoy_config;
 mod harness;
+mod identity;
 mod paths;
 mod process;
 mod restarts;

@@ -67,9 +67,43 @@ async fn a_flowmesh_that_hangs_neither_delays_nor_refuses_a_request_for_want_of_
     let edge = Edge::start().await;
     edge.stack.flowmesh.fail_on("GET /api/v1/workers/wrk-new", Fault::Hang);
     let started = Instant::now();
-    let request = edge.post("/api/v1/workers/wrk-new/cordon").bearer_auth(ALICE.token).json(&json!({}));
-    answer(request).await;
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    for _ in 0..20 {
+        let request = edge.post("/api/v1/workers/wrk-new/cordon").bearer_auth(ALICE.token).json(&json!({}));
+        answer(request).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "all twenty of them: {:?}", started.elapsed());
     assert_eq!(supplier_at(&edge, "/api/v1/workers/wrk-new/cordon"), None);
+    let counted = async |outcome: &str| {
+        let series = format!("tollgate_supplier_lookups_total{{outcome=\"{outcome}\"}}");
+        edge.stack.tollgate.metric(&series).await.unwrap_or_default()
+    };
+    assert!((counted("timeout").await + counted("paused").await - 20.0).abs() < f64::EPSILON, "each is counted");
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_later_is_found_on_the_first_request_about_it() {
+    let edge = Edge::start().await;
+    edge.stack.flowmesh.add_worker("wrk-late", "late", "late-gpus", 1.0);
+    answer(edge.get("/api/v1/workers/wrk-late").bearer_auth(ALICE.token)).await;
+    assert_eq!(supplier_at(&edge, "/api/v1/workers/wrk-late").as_deref(), Some("late-gpus"));
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_route_may_fix_the_supplier_and_a_client_may_not() {
+    let mut edge = Edge::start().await;
+    let shipped = "                match: {prefix: /}\n                route: {cluster: flowmesh, timeout: 60s}\n";
+    let fixed = format!(
+        "{shipped}                typed_per_filter_config: {{envoy.filters.http.ext_authz: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute, check_settings: \
+         {{context_extensions: {{supplier: fixed-gpus}}}}}}}}\n"
+    );
+    edge.replace_envoy(shipped, &fixed).await;
+    for path in ["/api/v1/nodes", "/api/v1/workers/wrk-acme-1"] {
+        let request = edge.get(path).bearer_auth(ALICE.token).header("x-flowmesh-supplier-id", "mine");
+        answer(request).await;
+        assert_eq!(supplier_at(&edge, path).as_deref(), Some("fixed-gpus"), "{path}");
+    }
     edge.finish().await;
 }

@@ -106,14 +106,15 @@ impl Tollgate {
         envoy_config(&self.binary, listen, admin, upstream, self.grpc()).await
     }
 
-    /// The sum over all labels of a metric; `None` when there is no such metric or no answer.
+    /// The sum over all labels of a metric, or one series of it when `name` has its labels as `/metrics` writes them;
+    /// `None` when there is no such metric or no answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let answer = self.http.get(format!("{}/metrics", self.admin_url())).send().await.ok()?;
         let text = answer.error_for_status().ok()?.text().await.ok()?;
         let mut sum = None;
         for line in text.lines() {
             let Some((series, value)) = line.rsplit_once(' ') else { continue };
-            if series.split('{').next() == Some(name) {
+            if series == name || series.split('{').next() == Some(name) {
                 sum = Some(sum.unwrap_or(0.0) + value.parse::<f64>().ok()?);
             }
         }

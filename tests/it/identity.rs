@@ -24,7 +24,7 @@ async fn purge(edge: &Edge, body: Value) -> Answer {
 
 /// As `sha256sum` prints it.
 fn sha256(token: &str) -> String {
-    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// Tollgate's log lines of refusals.

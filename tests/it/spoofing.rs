@@ -70,7 +70,7 @@ async fn http1(edge: &Edge, (method, path): (&str, &str), headers: &[(&str, &str
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nte: trailers\r\n");
     // Some are also named as headers of this one connection, which a proxy is to drop.
     request += "connection: close, te, x-flowmesh-principal-id, x-flowmesh-scopes\r\ntransfer-encoding: chunked\r\n";
-    let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
     request += &format!("{lines}\r\n9\r\n- name: a\r\n0\r\n{lines}\r\n");
     edge.raw(request).await
 }

@@ -3,11 +3,7 @@
 //! [`App::build`] binds every listener and opens the ledger, so that a taken port or a broken file is an error at start;
 //! [`App::run`] starts the tasks and runs until the stop.
 
-use std::fs::Permissions;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +12,8 @@ use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::A
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
 use tonic::transport::Server;
@@ -30,50 +25,23 @@ use crate::access_log::{AccessLog, Intake};
 use crate::admin::{self, Admin, Gauges};
 use crate::authz::Authz;
 use crate::authz::response::Stamp;
-use crate::config::{BaseUrl, Config, Listen};
+use crate::config::{BaseUrl, Config};
 use crate::drive::{Driver, News};
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
+use crate::listen::Bound;
 use crate::poster::Poster;
 use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
 use crate::telemetry::Metrics;
+use crate::tls::Certificates;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
 use crate::upstream::runmesh::Runmesh;
 use crate::upstream::{CallError, Http};
-
-enum Bound {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
-}
-
-/// A Unix socket's file, which goes when the listener does, unless another process has put its own in its place.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: FileIdentity,
-}
-
-/// Inode number and time of its last change: the number alone is given to the next file at once.
-type FileIdentity = (u64, i64, i64);
-
-fn identity_of(path: &Path) -> std::io::Result<FileIdentity> {
-    let file = std::fs::symlink_metadata(path)?;
-    Ok((file.ino(), file.ctime(), file.ctime_nsec()))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity_of(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // It may be gone by now, and nobody is left to be told.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
 
 /// The clients of the systems on the other side.
 pub struct Upstreams {
@@ -129,6 +97,7 @@ impl App {
     /// One line that names the setting that cannot be used.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
         let upstreams = Upstreams::new(&config)?;
+        let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
         // Before the socket: it keeps a second process out, which would else take the first one's socket away.
         let ledger = match config.billing {
             Some(_) => {
@@ -136,22 +105,14 @@ impl App {
             }
             None => None,
         };
-        let cannot_listen = || format!("TOLLGATE_GRPC_LISTEN: cannot listen on {}", config.grpc_listen);
-        let (grpc, grpc_address) = match &config.grpc_listen {
-            Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address).await.with_context(cannot_listen)?;
-                let address = listener.local_addr()?.to_string();
-                (Bound::Tcp(listener), address)
-            }
-            Listen::Unix(path) => {
-                let (listener, file) = bind_unix(path).await.with_context(cannot_listen)?;
-                (Bound::Unix(listener, file), config.grpc_listen.to_string())
-            }
-        };
+        let grpc = Bound::bind(&config.grpc_listen, certificates)
+            .await
+            .with_context(|| format!("TOLLGATE_GRPC_LISTEN: cannot listen on {}", config.grpc_listen))?;
         let admin = TcpListener::bind(config.admin_listen)
             .await
             .with_context(|| format!("TOLLGATE_ADMIN_LISTEN: cannot listen on {}", config.admin_listen))?;
-        Ok(Self { admin_address: admin.local_addr()?, config, upstreams, grpc, grpc_address, admin, ledger })
+        let (grpc_address, admin_address) = (grpc.address()?, admin.local_addr()?);
+        Ok(Self { config, upstreams, grpc, grpc_address, admin, admin_address, ledger })
     }
 
     /// Where Envoy reaches it: `host:port` or `unix:/path`.
@@ -213,19 +174,8 @@ impl App {
             .add_service(health_service)
             .add_service(AuthorizationServer::new(authz))
             .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes));
-        let stop = stopping.stop.clone();
-        let serving = async move {
-            match grpc {
-                Bound::Tcp(listener) => {
-                    let incoming = TcpListenerStream::new(listener);
-                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await
-                }
-                Bound::Unix(listener, _file) => {
-                    let incoming = UnixListenerStream::new(listener);
-                    server.serve_with_incoming_shutdown(incoming, stop.cancelled()).await
-                }
-            }
-        };
+        let connections = grpc.accept(&mut lifecycle, &stopping, limits, &mut registry);
+        let serving = connections.serve(server, stopping.stop.clone());
         let stop = stopping.stop.clone();
         lifecycle.spawn("grpc", async move {
             tokio::select! {
@@ -324,29 +274,6 @@ async fn linger() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Binds a Unix socket, in place of one that a killed process left behind; group members may connect.
-async fn bind_unix(path: &Path) -> std::io::Result<(UnixListener, SocketFile)> {
-    match std::fs::symlink_metadata(path) {
-        Ok(file) if file.file_type().is_socket() => {
-            // Only a refusal shows that nobody is there. Anybody else's socket is not ours to take, however they fare.
-            let answer = tokio::time::timeout(Duration::from_secs(1), UnixStream::connect(path)).await;
-            match answer {
-                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-                Ok(Err(error)) if error.kind() != ErrorKind::WouldBlock => return Err(error),
-                _ => return Err(ErrorKind::AddrInUse.into()),
-            }
-        }
-        Ok(_) => return Err(std::io::Error::other("there is a file that is no socket")),
-        Err(_) => {}
-    }
-    let socket = UnixSocket::new_stream()?;
-    socket.bind(path)?;
-    // Before it listens, so that there is no moment in which anybody else could connect.
-    std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
-    let file = SocketFile { path: path.to_owned(), identity: identity_of(path)? };
-    Ok((socket.listen(1024)?, file))
-}
-
 /// Sets the status of the whole (the empty name) and of both services.
 async fn announce(health: &HealthReporter, status: ServingStatus, authz_too: bool) {
     health.set_service_status("", status).await;
@@ -364,33 +291,4 @@ async fn report_health(health: HealthReporter, stopping: Stopping) -> Result<(),
     stopping.stop.cancelled().await;
     announce(&health, ServingStatus::NotServing, true).await;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_is_taken_over_from_the_dead_and_only_its_owner_takes_it_away() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let path = dir.path().join("grpc.sock");
-        let (listener, first) = bind_unix(&path).await.expect("bound");
-        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
-        assert_eq!(bind_unix(&path).await.err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
-        // The first process stops listening, and has something to finish before it ends.
-        drop(listener);
-        let (listener, second) = bind_unix(&path).await.expect("taken over");
-        drop(first);
-        UnixStream::connect(&path).await.expect("the second one is still there");
-        drop((listener, second));
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
-        let file = tempfile::NamedTempFile::new().expect("temp file");
-        let error = bind_unix(file.path()).await.expect_err("no socket");
-        assert!(error.to_string().contains("no socket"), "{error}");
-        assert!(file.path().exists());
-    }
 }

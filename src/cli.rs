@@ -11,6 +11,7 @@ use crate::app::{App, Upstreams};
 use crate::config::{Config, Options};
 use crate::envoy_config::{self, Addresses};
 use crate::telemetry;
+use crate::tls::Certificates;
 use crate::upstream::Http;
 
 /// lum.id identity, Runmesh balance preflight, supplier attribution and billing for an unmodified FlowMesh, beside Envoy.
@@ -66,6 +67,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = config(cli.options)?;
             // A machine without certificates is as good a reason not to start as a wrong value.
             Upstreams::new(&config)?;
+            config.tls.as_ref().map(Certificates::load).transpose()?;
             for (variable, value) in config.describe() {
                 println!("{variable}={value}");
             }

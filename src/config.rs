@@ -5,6 +5,7 @@
 //! but allowed is a line in [`Config::warnings`]. Past this module nothing reads the environment.
 
 mod limits;
+mod listen;
 mod options;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,14 +15,16 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::envoy_config::LONGEST_SOCKET_PATH;
-
 pub use limits::Limits;
+pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use options::Options;
 
 /// Environment variables with Tollgate's prefix that this version reads, to warn about any other.
-const OWN_VARIABLES: [&str; 9] = [
+const OWN_VARIABLES: [&str; 12] = [
     "TOLLGATE_GRPC_LISTEN",
+    TLS_CERT,
+    TLS_KEY,
+    TLS_CLIENT_CA,
     "TOLLGATE_INSECURE_LISTEN",
     "TOLLGATE_ADMIN_LISTEN",
     "TOLLGATE_LEDGER",
@@ -87,22 +90,6 @@ pub struct Flowmesh {
     pub api_key: Option<SecretString>,
 }
 
-/// Where the gRPC listener is bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    Tcp(SocketAddr),
-    Unix(PathBuf),
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -124,6 +111,8 @@ pub struct Config {
     pub stale_if_error: Duration,
     pub flowmesh: Flowmesh,
     pub grpc_listen: Listen,
+    /// `None`: the gRPC listener speaks plain text. Never present with a Unix socket.
+    pub tls: Option<TlsFiles>,
     pub admin_listen: SocketAddr,
     /// The SQLite file.
     pub ledger: PathBuf,
@@ -171,7 +160,8 @@ impl Config {
             warnings.push("LUMID_BALANCE_GUARD is on, but without billing there is nothing to ask".to_owned());
         }
         let insecure = on_off("TOLLGATE_INSECURE_LISTEN", options.insecure_listen)?;
-        let grpc_listen = grpc_listen(options.grpc_listen, insecure, &mut warnings)?;
+        let tls = listen::tls_files(options.tls_cert, options.tls_key, options.tls_client_ca)?;
+        let grpc_listen = listen::grpc_listen(options.grpc_listen, tls.as_ref(), insecure, &mut warnings)?;
         let stale_if_error = seconds("LUMID_STALE_IF_ERROR_SECS", options.lumid_stale_if_error_secs, 0, 0..=86_400)?;
         if !stale_if_error.is_zero() {
             warnings.push(format!(
@@ -217,6 +207,7 @@ impl Config {
                 )?,
             },
             grpc_listen,
+            tls,
             admin_listen,
             ledger: ledger(options.ledger)?,
             forward_authorization: on_off("TOLLGATE_FORWARD_AUTHORIZATION", options.forward_authorization)?,
@@ -252,6 +243,9 @@ impl Config {
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         let masked = |present: bool| if present { "********" } else { "" }.to_owned();
         let on = |on: bool| if on { "on" } else { "off" }.to_owned();
+        let tls = |file: fn(&TlsFiles) -> &PathBuf| {
+            self.tls.as_ref().map(|files| file(files).display().to_string()).unwrap_or_default()
+        };
         vec![
             ("LUM_ID_BASE_URL", self.lum_id_base_url.0.clone()),
             (
@@ -265,6 +259,9 @@ impl Config {
             ("FLOWMESH_BASE_URL", self.flowmesh.base_url.0.clone()),
             ("FLOWMESH_API_KEY", masked(self.flowmesh.api_key.is_some())),
             ("TOLLGATE_GRPC_LISTEN", self.grpc_listen.to_string()),
+            (TLS_CERT, tls(|files| &files.cert)),
+            (TLS_KEY, tls(|files| &files.key)),
+            (TLS_CLIENT_CA, tls(|files| &files.client_ca)),
             ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
             ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
             ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),
@@ -357,34 +354,6 @@ fn address(variable: &'static str, text: &str) -> Result<SocketAddr, Error> {
     // As the bootstrap looks up names: else `localhost` could be one address here and another one there.
     let found = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
     found.copied().ok_or_else(|| wrong(variable, format!("'{text}' resolves to no address")))
-}
-
-/// Whoever reaches the gRPC port can write bills, so anything that another machine could reach must be asked for.
-fn grpc_listen(value: Option<String>, insecure: bool, warnings: &mut Vec<String>) -> Result<Listen, Error> {
-    const VARIABLE: &str = "TOLLGATE_GRPC_LISTEN";
-    let text = given(value).unwrap_or_else(|| "127.0.0.1:9001".to_owned());
-    if let Some(path) = text.strip_prefix("unix:") {
-        // bind's own error would not say how long it may be.
-        if !path.starts_with('/') || path.len() > LONGEST_SOCKET_PATH {
-            let reason = format!("unix: wants an absolute path of at most {LONGEST_SOCKET_PATH} bytes");
-            return Err(wrong(VARIABLE, reason));
-        }
-        return Ok(Listen::Unix(PathBuf::from(path)));
-    }
-    let address = address(VARIABLE, &text)?;
-    if !address.ip().is_loopback() {
-        if !insecure {
-            return Err(wrong(
-                VARIABLE,
-                format!(
-                    "{address} can be reached from other machines, and whoever reaches it can write bills: \
-                     use a loopback address or unix:/path, or set TOLLGATE_INSECURE_LISTEN=on"
-                ),
-            ));
-        }
-        warnings.push(format!("TOLLGATE_INSECURE_LISTEN: whoever reaches {address} can write bills"));
-    }
-    Ok(Listen::Tcp(address))
 }
 
 fn org_id(value: Option<String>) -> Result<String, Error> {

@@ -14,7 +14,9 @@ pub mod config;
 
 pub mod app;
 pub mod lifecycle;
+pub mod listen;
 pub mod telemetry;
+pub mod tls;
 
 pub mod principal;
 pub mod route;

@@ -49,6 +49,12 @@ pub struct Limits {
     pub intake_batch: usize,
     /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
     pub log_message_bytes: usize,
+    /// TLS handshakes under way at once; past it the oldest makes room.
+    pub tls_handshakes: usize,
+    /// A TLS handshake's time limit.
+    pub tls_handshake_timeout: Duration,
+    /// How often the files of mTLS are looked at for a change.
+    pub tls_refresh: Duration,
     /// Tasks asked after at once.
     pub settling_concurrency: usize,
     /// Workflows asked after at once.
@@ -86,6 +92,9 @@ impl Default for Limits {
             intake_queue: 4096,
             intake_batch: 512,
             log_message_bytes: 16 * 1024 * 1024,
+            tls_handshakes: 256,
+            tls_handshake_timeout: Duration::from_secs(5),
+            tls_refresh: Duration::from_secs(2),
             settling_concurrency: 8,
             sweeping_concurrency: 4,
             posting_concurrency: 32,

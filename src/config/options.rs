@@ -37,7 +37,16 @@ pub struct Options {
     /// Where Envoy reaches Tollgate: `host:port` or `unix:/path` [default: 127.0.0.1:9001]
     #[arg(long, global = true, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<String>,
-    /// `on`: allow a gRPC listener that others than this machine can reach [default: off]
+    /// PEM file of the certificate, and its chain, that Tollgate shows Envoy; with it TCP is mTLS
+    #[arg(long, global = true, env = "TOLLGATE_TLS_CERT", value_name = "PATH")]
+    pub tls_cert: Option<String>,
+    /// PEM file of that certificate's key
+    #[arg(long, global = true, env = "TOLLGATE_TLS_KEY", value_name = "PATH")]
+    pub tls_key: Option<String>,
+    /// PEM file of the CA that must have signed Envoy's certificate. Any that it signed may write bills
+    #[arg(long, global = true, env = "TOLLGATE_TLS_CLIENT_CA", value_name = "PATH")]
+    pub tls_client_ca: Option<String>,
+    /// `on`: allow a gRPC listener that others than this machine can reach without mTLS [default: off]
     #[arg(long, global = true, env = "TOLLGATE_INSECURE_LISTEN", value_name = "on|off")]
     pub insecure_listen: Option<String>,
     /// Health and metrics [default: 127.0.0.1:9090]

@@ -109,7 +109,64 @@ fn a_secret_comes_from_a_file_without_its_newline_but_not_from_both_places() {
 
 #[test]
 fn an_unknown_variable_with_our_prefix_is_warned_about() {
-    let names = ["TOLLGATE_TLS_CERT", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
+    let names = ["TOLLGATE_TLS_CERTS", "TOLLGATE_TLS_CERT", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
     let config = parse(|_| {}).expect("valid").warn_of_unknown(names.into_iter());
-    assert_eq!(config.warnings, ["TOLLGATE_TLS_CERT is set, but this version knows no such variable"]);
+    assert_eq!(config.warnings, ["TOLLGATE_TLS_CERTS is set, but this version knows no such variable"]);
+}
+
+/// Sets all three files of mTLS; whether they exist is not asked here.
+fn with_tls(o: &mut Options) {
+    o.tls_cert = some("/tls/cert.pem");
+    o.tls_key = some("/tls/key.pem");
+    o.tls_client_ca = some("/tls/ca.pem");
+}
+
+#[test]
+fn with_mtls_an_open_listener_needs_no_asking_and_is_no_risk() {
+    for address in ["0.0.0.0:9001", "[::]:9001", "127.0.0.1:9001"] {
+        let config = parse(|o| {
+            with_tls(o);
+            o.grpc_listen = some(address);
+        })
+        .expect("guarded");
+        assert_eq!(config.grpc_listen.to_string(), address);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let described = config.describe();
+        for (variable, path) in [(TLS_CERT, "/tls/cert.pem"), (TLS_KEY, "/tls/key.pem"), (TLS_CLIENT_CA, "/tls/ca.pem")]
+        {
+            assert!(described.contains(&(variable, path.to_owned())), "{described:?}");
+        }
+    }
+    let error = parse(|o| o.grpc_listen = some("0.0.0.0:9001")).expect_err("open");
+    assert!(error.contains("TOLLGATE_TLS_CERT") && error.contains("TOLLGATE_INSECURE_LISTEN"), "{error}");
+}
+
+#[test]
+fn a_part_of_the_mtls_files_is_an_error_that_names_the_missing_one() {
+    type Change = fn(&mut Options);
+    let cases: [(&str, Change); 4] = [
+        (TLS_CERT, |o| o.tls_cert = None),
+        (TLS_KEY, |o| o.tls_key = some(" ")),
+        (TLS_CLIENT_CA, |o| o.tls_client_ca = None),
+        (TLS_KEY, |o| (o.tls_key, o.tls_client_ca) = (None, None)),
+    ];
+    for (variable, change) in cases {
+        let error = parse(|o| {
+            with_tls(o);
+            change(o);
+        })
+        .expect_err(variable);
+        assert!(error.starts_with(&format!("{variable}: is not set")) && !error.contains('\n'), "{error}");
+    }
+    assert!(parse(|_| {}).expect("none is fine").tls.is_none());
+}
+
+#[test]
+fn mtls_on_a_unix_socket_is_an_error() {
+    let error = parse(|o| {
+        with_tls(o);
+        o.grpc_listen = some("unix:/run/tollgate.sock");
+    })
+    .expect_err("not for sockets");
+    assert!(error.starts_with("TOLLGATE_TLS_CERT: mTLS is for TCP"), "{error}");
 }

@@ -6,6 +6,7 @@
 //! groups of their own, so that Ctrl-C in a terminal reaches only who started them, who can then stop
 //! them in order.
 
+mod authority;
 mod envoy;
 mod ports;
 mod process;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+pub use authority::{Authority, Identity};
 pub use envoy::Envoy;
 pub use ports::{Port, check_ports, free_port};
 pub use process::{Output, Process};

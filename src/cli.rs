@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::app::{App, Upstreams};
 use crate::config::{Config, Options};
-use crate::envoy_config::{self, Addresses};
+use crate::envoy_config::{self, Addresses, TlsFlags};
 use crate::telemetry;
 use crate::tls::Certificates;
 use crate::upstream::Http;
@@ -47,9 +47,11 @@ struct EnvoyConfig {
     /// FlowMesh, host:port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     upstream: String,
-    /// Tollgate's gRPC listener, host:port or `unix:/path`
+    /// Tollgate's gRPC listener, host:port or `unix:/path`; once for each Tollgate
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
-    tollgate: String,
+    tollgate: Vec<String>,
+    #[command(flatten)]
+    tls: TlsFlags,
 }
 
 /// Runs a command.
@@ -59,7 +61,8 @@ struct EnvoyConfig {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::EnvoyConfig(flags) => {
-            let addresses = Addresses::parse(&flags.listen, &flags.admin, &flags.upstream, &flags.tollgate)?;
+            let EnvoyConfig { listen, admin, upstream, tollgate, tls } = flags;
+            let addresses = Addresses::parse(&listen, &admin, &upstream, &tollgate, tls)?;
             print!("{}", envoy_config::render(&addresses)?);
             Ok(ExitCode::SUCCESS)
         }

@@ -8,12 +8,16 @@
 //! start. Nothing is resolved and nothing is opened: a host name goes to Envoy as it is, and Envoy looks it up again
 //! and again.
 
+mod tollgate;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde_json::{Value, json};
+
+pub use tollgate::{Tls, TlsError, TlsFlags};
 
 const TEMPLATE: &str = include_str!("../envoy/envoy.yaml");
 
@@ -29,8 +33,10 @@ pub struct Addresses {
     pub admin: HostPort,
     /// FlowMesh, as Envoy reaches it.
     pub upstream: HostPort,
-    /// Tollgate's gRPC listener, as Envoy reaches it.
-    pub tollgate: Endpoint,
+    /// The gRPC listeners of every Tollgate, as Envoy reaches them.
+    pub tollgate: Vec<Endpoint>,
+    /// With it Envoy speaks mTLS to all of them.
+    pub tls: Option<Tls>,
 }
 
 /// A host, without the brackets of an IPv6 address, and a port.
@@ -47,19 +53,26 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-/// The four addresses, by the flag that gives them.
+/// What an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flag {
     Listen,
     Admin,
     Upstream,
     Tollgate,
+    TollgateTlsCa,
+    TollgateTlsCert,
+    TollgateTlsKey,
+    TollgateTlsSds,
+    TollgateTlsName,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("{flag}: {problem}")]
     Address { flag: Flag, problem: AddressError },
+    #[error("{flag}: {problem}")]
+    Tls { flag: Flag, problem: TlsError },
     /// The template is not as this module expects it: a mistake of ours.
     #[error("envoy.yaml: `{0}` is no placeholder")]
     Placeholder(String),
@@ -96,16 +109,28 @@ pub enum AddressError {
     UnprintablePath(String),
     #[error("the socket path has {0} bytes; Linux allows {LONGEST_SOCKET_PATH}")]
     LongPath(usize),
+    #[error("{0} is given twice")]
+    Twice(String),
+    #[error("{0} is a Unix socket, and another Tollgate is a host name: Envoy cannot look up both in one cluster")]
+    SocketAmongNames(String),
 }
 
 impl Addresses {
-    /// Reads the four texts of the command line; an error names the flag.
-    pub fn parse(listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<Self, Error> {
+    /// Reads the texts of the command line; an error names the flag.
+    pub fn parse(
+        listen: &str,
+        admin: &str,
+        upstream: &str,
+        tollgate: &[impl AsRef<str>],
+        tls: TlsFlags,
+    ) -> Result<Self, Error> {
+        let endpoint = |text: &str| text.parse().map_err(Flag::Tollgate.wrong());
         Ok(Self {
             listen: listen.parse().map_err(Flag::Listen.wrong())?,
             admin: admin.parse().map_err(Flag::Admin.wrong())?,
             upstream: upstream.parse().map_err(Flag::Upstream.wrong())?,
-            tollgate: tollgate.parse().map_err(Flag::Tollgate.wrong())?,
+            tollgate: tollgate.iter().map(|text| endpoint(text.as_ref())).collect::<Result<_, _>>()?,
+            tls: tls.parse()?,
         })
     }
 }
@@ -115,11 +140,8 @@ pub fn render(addresses: &Addresses) -> Result<String, Error> {
     let listen = addresses.listen.bound().map_err(Flag::Listen.wrong())?;
     let admin = addresses.admin.bound().map_err(Flag::Admin.wrong())?;
     let upstream = addresses.upstream.reached().map_err(Flag::Upstream.wrong())?;
-    let tollgate = match &addresses.tollgate {
-        Endpoint::Tcp(address) => address.reached(),
-        Endpoint::Unix(path) => socket(path),
-    }
-    .map_err(Flag::Tollgate.wrong())?;
+    let tollgate = tollgate::reached(&addresses.tollgate).map_err(Flag::Tollgate.wrong())?;
+    let tls = tollgate::transport_socket(addresses.tls.as_ref(), &addresses.tollgate)?;
 
     fill(TEMPLATE, |name| match name {
         "listen" => Some(&listen),
@@ -128,6 +150,7 @@ pub fn render(addresses: &Addresses) -> Result<String, Error> {
         "upstream_discovery" => Some(&upstream.discovery),
         "tollgate" => Some(&tollgate.address),
         "tollgate_discovery" => Some(&tollgate.discovery),
+        "tollgate_tls" => Some(&tls),
         _ => None,
     })
 }
@@ -300,6 +323,11 @@ impl fmt::Display for Flag {
             Self::Admin => "--admin",
             Self::Upstream => "--upstream",
             Self::Tollgate => "--tollgate",
+            Self::TollgateTlsCa => "--tollgate-tls-ca",
+            Self::TollgateTlsCert => "--tollgate-tls-cert",
+            Self::TollgateTlsKey => "--tollgate-tls-key",
+            Self::TollgateTlsSds => "--tollgate-tls-sds",
+            Self::TollgateTlsName => "--tollgate-tls-name",
         })
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn rendered(listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<String, String> {
-    Addresses::parse(listen, admin, upstream, tollgate)
+    Addresses::parse(listen, admin, upstream, &[tollgate], TlsFlags::default())
         .and_then(|addresses| render(&addresses))
         .map_err(|error| error.to_string())
 }
@@ -25,7 +25,8 @@ fn every_address_lands_in_its_own_place() {
     assert!(text.contains(&format!("\n    address: {}\n", address("0.0.0.0", 10000))));
     assert!(text.contains(&format!("\n  address: {} ", address("127.0.0.1", 9901))));
     assert_eq!(text.matches(&format!("endpoint: {{address: {}}}", address("10.0.0.3", 8000))).count(), 1);
-    assert_eq!(text.matches(&format!("endpoint: {{address: {}}}", address("10.0.0.4", 9001))).count(), 1);
+    let tollgate = format!(r#"lb_endpoints: [{{"endpoint":{{"address":{}}}}}]"#, address("10.0.0.4", 9001));
+    assert_eq!(text.matches(&tollgate).count(), 1);
     assert_eq!(text.matches("\n    type: \"STATIC\"\n").count(), 4);
     assert!(!text.contains("${"));
 }
@@ -68,7 +69,7 @@ fn localhost_is_an_address_to_listen_on() {
 #[test]
 fn a_unix_socket_is_a_pipe() {
     let text = with_tollgate("unix:/run/tollgate/grpc.sock").unwrap();
-    assert!(text.contains(r#"endpoint: {address: {"pipe":{"path":"/run/tollgate/grpc.sock"}}}"#));
+    assert!(text.contains(r#"lb_endpoints: [{"endpoint":{"address":{"pipe":{"path":"/run/tollgate/grpc.sock"}}}}]"#));
     assert!(!text.contains("type: \"STRICT_DNS\""));
 }
 
@@ -77,7 +78,7 @@ fn quotes_and_braces_in_a_socket_path_stay_inside_their_value() {
     let path = r#"/run/a"}}, b: {"c\'#: &x *y ${admin} é"#;
     let text = with_tollgate(&format!("unix:{path}")).unwrap();
     let value = json!({"pipe": {"path": path}}).to_string();
-    assert!(text.contains(&format!("endpoint: {{address: {value}}}")));
+    assert!(text.contains(&format!(r#"lb_endpoints: [{{"endpoint":{{"address":{value}}}}}]"#)));
     assert_eq!(text.lines().count(), TEMPLATE.lines().count());
 }
 
@@ -108,13 +109,14 @@ fn hostile_hosts_are_refused_even_when_they_were_not_parsed() {
             listen: good.clone(),
             admin: good.clone(),
             upstream: good.clone(),
-            tollgate: Endpoint::Tcp(good),
+            tollgate: vec![Endpoint::Tcp(good)],
+            tls: None,
         };
         for (flag, addresses) in [
             ("--listen", Addresses { listen: bad.clone(), ..all.clone() }),
             ("--admin", Addresses { admin: bad.clone(), ..all.clone() }),
             ("--upstream", Addresses { upstream: bad.clone(), ..all.clone() }),
-            ("--tollgate", Addresses { tollgate: Endpoint::Tcp(bad.clone()), ..all.clone() }),
+            ("--tollgate", Addresses { tollgate: vec![Endpoint::Tcp(bad.clone())], ..all.clone() }),
         ] {
             let error = render(&addresses).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{flag}: ")) && error.lines().count() == 1, "{error}");
@@ -126,10 +128,9 @@ fn hostile_hosts_are_refused_even_when_they_were_not_parsed() {
 fn hostile_socket_paths_are_refused_even_when_they_were_not_parsed() {
     let good = HostPort { host: "127.0.0.1".to_owned(), port: 1 };
     for path in ["/run/a\nb", "/run/a\0b", "/run/\u{7f}", "relative.sock", "", "/run/dir/"] {
-        let tollgate = Endpoint::Unix(path.into());
-        let error = render(&Addresses { listen: good.clone(), admin: good.clone(), upstream: good.clone(), tollgate })
-            .unwrap_err()
-            .to_string();
+        let (listen, admin, upstream) = (good.clone(), good.clone(), good.clone());
+        let tollgate = vec![Endpoint::Unix(path.into())];
+        let error = render(&Addresses { listen, admin, upstream, tollgate, tls: None }).unwrap_err().to_string();
         assert!(error.starts_with("--tollgate: the socket path ") && error.lines().count() == 1, "{error}");
     }
 }
@@ -190,4 +191,97 @@ fn a_placeholder_that_nothing_fills_is_an_error() {
     assert_eq!(fill("x ${a} y", known).unwrap(), "x 1 y");
     assert_eq!(fill("x ${b} y", known), Err(Error::Placeholder("${b}".to_owned())));
     assert_eq!(fill("x ${a\n} y", known), Err(Error::Placeholder("${a".to_owned())));
+}
+
+fn with_tollgates(tollgates: &[&str], change: impl FnOnce(&mut TlsFlags)) -> Result<String, String> {
+    let mut tls = TlsFlags::default();
+    change(&mut tls);
+    Addresses::parse("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:8000", tollgates, tls)
+        .and_then(|addresses| render(&addresses))
+        .map_err(|error| error.to_string())
+}
+
+fn with_tls_files(flags: &mut TlsFlags) {
+    flags.tollgate_tls_ca = Some("/tls/ca.pem".to_owned());
+    flags.tollgate_tls_cert = Some("/tls/cert.pem".to_owned());
+    flags.tollgate_tls_key = Some("/tls/key.pem".to_owned());
+}
+
+#[test]
+fn several_tollgates_are_endpoints_of_both_clusters() {
+    let hosts = |text: &str| text.matches(r#"{"endpoint":{"address":{"#).count();
+    let fixed = with_tollgates(&["10.0.0.4:9001", "[::1]:9001", "unix:/run/t.sock"], |_| {}).unwrap();
+    assert_eq!((hosts(&fixed), fixed.matches("type: \"STRICT_DNS\"").count()), (3, 0));
+    let mixed = with_tollgates(&["10.0.0.4:9001", "toll.internal:9001"], |_| {}).unwrap();
+    assert_eq!((hosts(&mixed), mixed.matches("type: \"STRICT_DNS\"").count()), (2, 2));
+    assert_eq!(
+        with_tollgates(&["unix:/run/t.sock", "toll.internal:9001"], |_| {}).unwrap_err(),
+        "--tollgate: unix:/run/t.sock is a Unix socket, and another Tollgate is a host name: \
+         Envoy cannot look up both in one cluster"
+    );
+    assert_eq!(
+        with_tollgates(&["[::1]:9001", "[::1]:9001"], |_| {}).unwrap_err(),
+        "--tollgate: [::1]:9001 is given twice"
+    );
+}
+
+#[test]
+fn mtls_verifies_the_hosts_that_are_connected_to_or_the_name_given() {
+    let names = |tollgates: &[&str], name: Option<&str>| {
+        let text = with_tollgates(tollgates, |flags| {
+            with_tls_files(flags);
+            flags.tollgate_tls_name = name.map(str::to_owned);
+        })
+        .unwrap();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("transport_socket: &tollgate_tls ")).unwrap();
+        let socket: Value = serde_json::from_str(line.trim_end_matches("# null: in the clear")).unwrap();
+        let context = &socket["typed_config"];
+        let names = &context["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"];
+        let names = names.as_array().unwrap().iter();
+        let names: Vec<_> = names.map(|name| format!("{} {}", name["san_type"], name["matcher"]["exact"])).collect();
+        (names.join(", ").replace('"', ""), context["sni"].as_str().map(str::to_owned))
+    };
+    let sni = |name: &str| Some(name.to_owned());
+    assert_eq!(names(&["toll.internal.:9001"], None), ("DNS toll.internal".to_owned(), sni("toll.internal")));
+    assert_eq!(names(&["10.0.0.4:9001"], None), ("IP_ADDRESS 10.0.0.4".to_owned(), None));
+    assert_eq!(names(&["a:9001", "[::1]:9001", "a:9002"], None), ("DNS a, IP_ADDRESS ::1".to_owned(), None));
+    assert_eq!(names(&["a:9001", "b:9001"], Some("toll")), ("DNS toll".to_owned(), sni("toll")));
+    assert_eq!(names(&["a:9001"], Some("fd00::3")), ("IP_ADDRESS fd00::3".to_owned(), None));
+}
+
+#[test]
+fn without_the_flags_of_mtls_there_is_none() {
+    let text = with_tollgate("10.0.0.4:9001").unwrap();
+    assert!(text.contains("\n    transport_socket: &tollgate_tls null ") && !text.contains("UpstreamTlsContext"));
+}
+
+#[test]
+fn the_flags_of_mtls_go_together_and_an_error_names_the_one_concerned() {
+    type Change = fn(&mut TlsFlags);
+    let cases: [(&str, &str, Change); 9] = [
+        ("--tollgate-tls-ca", "is missing", |f| f.tollgate_tls_ca = None),
+        ("--tollgate-tls-cert", "is missing", |f| f.tollgate_tls_cert = None),
+        ("--tollgate-tls-key", "is missing", |f| f.tollgate_tls_key = None),
+        ("--tollgate-tls-ca", "is missing", |f| {
+            *f = TlsFlags { tollgate_tls_name: Some("toll".to_owned()), ..TlsFlags::default() };
+        }),
+        ("--tollgate-tls-sds", "give it or them", |f| f.tollgate_tls_sds = Some("/tls".to_owned())),
+        ("--tollgate-tls-key", "is not absolute", |f| f.tollgate_tls_key = Some("key.pem".to_owned())),
+        ("--tollgate-tls-cert", "is not plain text", |f| f.tollgate_tls_cert = Some("/a\nb".to_owned())),
+        ("--tollgate-tls-name", "neither a host name", |f| f.tollgate_tls_name = Some("toll gate".to_owned())),
+        ("--tollgate-tls-sds", "is not absolute", |f| {
+            *f = TlsFlags { tollgate_tls_sds: Some(String::new()), ..TlsFlags::default() };
+        }),
+    ];
+    for (flag, told, change) in cases {
+        let error = with_tollgates(&["a:9001"], |flags| {
+            with_tls_files(flags);
+            change(flags);
+        })
+        .unwrap_err();
+        assert!(error.starts_with(&format!("{flag}: ")) && error.contains(told), "{flag} {told}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    let error = with_tollgates(&["unix:/run/t.sock"], with_tls_files).unwrap_err();
+    assert_eq!(error, "--tollgate-tls-ca: mTLS is for TCP, and unix:/run/t.sock is a Unix socket, which needs none");
 }

@@ -31,7 +31,7 @@ enum Command {
     /// Validate the settings and print the effective values, secrets masked
     CheckConfig,
     /// Print a complete Envoy bootstrap
-    EnvoyConfig(EnvoyConfig),
+    EnvoyConfig(Box<EnvoyConfig>),
     /// Ask a running Tollgate whether it is ready; the exit code tells
     Healthcheck,
 }
@@ -61,7 +61,7 @@ struct EnvoyConfig {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::EnvoyConfig(flags) => {
-            let EnvoyConfig { listen, admin, upstream, tollgate, tls } = flags;
+            let EnvoyConfig { listen, admin, upstream, tollgate, tls } = *flags;
             let addresses = Addresses::parse(&listen, &admin, &upstream, &tollgate, tls)?;
             print!("{}", envoy_config::render(&addresses)?);
             Ok(ExitCode::SUCCESS)

@@ -94,7 +94,7 @@ impl Default for Limits {
             log_message_bytes: 16 * 1024 * 1024,
             tls_handshakes: 256,
             tls_handshake_timeout: Duration::from_secs(5),
-            tls_refresh: Duration::from_secs(2),
+            tls_refresh: Duration::from_secs(1),
             settling_concurrency: 8,
             sweeping_concurrency: 4,
             posting_concurrency: 32,

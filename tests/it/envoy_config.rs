@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::mtls;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -22,14 +24,18 @@ fn envoys() -> Vec<PathBuf> {
 }
 
 fn envoy_config(listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tollgate"))
-        .args(["envoy-config", "--listen", listen, "--admin", admin, "--upstream", upstream, "--tollgate", tollgate])
-        .output()
-        .expect("tollgate runs")
+    with_flags(&["--listen", listen, "--admin", admin, "--upstream", upstream, "--tollgate", tollgate])
+}
+
+fn with_flags(flags: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tollgate")).arg("envoy-config").args(flags).output().expect("tollgate runs")
 }
 
 fn assert_every_envoy_accepts(listen: &str, admin: &str, upstream: &str, tollgate: &str) {
-    let printed = envoy_config(listen, admin, upstream, tollgate);
+    assert_every_envoy_accepts_what_is_printed(envoy_config(listen, admin, upstream, tollgate));
+}
+
+fn assert_every_envoy_accepts_what_is_printed(printed: Output) {
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let file = folder.path().join("envoy.yaml");
@@ -86,6 +92,37 @@ fn every_envoy_accepts_a_socket_path_full_of_yaml() {
         "127.0.0.1:8000",
         r#"unix:/run/a"}}, b: {'c\#: &d *e ${admin} é"#,
     );
+}
+
+#[test]
+fn every_envoy_accepts_the_bootstrap_for_several_tollgates() {
+    for more in ["10.0.0.5:9001", "toll_gate.internal:9001", "[fd00::5]:9001"] {
+        let flags = ["--tollgate", "10.0.0.4:9001", "--tollgate", "[::1]:9001", "--tollgate", more];
+        assert_every_envoy_accepts_what_is_printed(with_flags(&flags));
+    }
+    assert_every_envoy_accepts_what_is_printed(with_flags(&[
+        "--tollgate",
+        "unix:/run/a.sock",
+        "--tollgate",
+        "unix:/run/b.sock",
+    ]));
+}
+
+#[test]
+fn every_envoy_accepts_the_bootstrap_with_mtls() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let _pki = mtls::Pki::write(dir.path());
+    mtls::write_sds(dir.path());
+    let files = mtls::flags(dir.path());
+    let sds = ["--tollgate-tls-sds".to_owned(), dir.path().to_str().expect("text").to_owned()];
+    for tls in [files.as_slice(), &sds] {
+        for more in [&["--tollgate-tls-name", "tollgate"][..], &["--tollgate-tls-name", "10.0.0.9"], &[]] {
+            let mut flags = vec!["--tollgate", "10.0.0.4:9001", "--tollgate", "toll_gate.internal:9001"];
+            flags.extend(tls.iter().map(String::as_str));
+            flags.extend(more);
+            assert_every_envoy_accepts_what_is_printed(with_flags(&flags));
+        }
+    }
 }
 
 #[test]

@@ -154,8 +154,11 @@ impl Refusals {
             self.untold += 1;
             return;
         }
-        let untold = std::mem::take(&mut self.untold);
-        tracing::warn!(%peer, untold, "refused {peer} in the TLS handshake: {error} ({untold} more since this was last said)");
+        let untold = match std::mem::take(&mut self.untold) {
+            0 => String::new(),
+            others => format!("; {others} others since this was last said"),
+        };
+        tracing::warn!(%peer, "refused {peer} in the TLS handshake: {error}{untold}");
         self.told = Some(Instant::now());
     }
 }

@@ -133,8 +133,13 @@ async fn edge(dir: &Path, flags: &[String]) -> (Edge, String) {
     (edge, address)
 }
 
-/// Puts an Envoy in its place that has these flags for Tollgate.
+/// Puts an Envoy in its place that has these flags for Tollgate, and waits until it has found it.
 pub async fn replace_envoy(edge: &mut Edge, flags: &[String]) {
+    start_envoy(edge, flags).await;
+    edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
+}
+
+async fn start_envoy(edge: &mut Edge, flags: &[String]) {
     edge.stack.envoy.kill_hard().await.expect("killed");
     let upstream = edge.stack.flowmesh.url().trim_start_matches("http://").to_owned();
     let printed = Command::new(binary())
@@ -145,7 +150,6 @@ pub async fn replace_envoy(edge: &mut Edge, flags: &[String]) {
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let bootstrap = String::from_utf8(printed.stdout).expect("text");
     edge.stack.envoy = Envoy::start(&envoy_binary(), &bootstrap, edge.dir.path(), 2, None).await.expect("Envoy starts");
-    edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
 }
 
 /// A Tollgate alone, with mTLS; also where it listens.
@@ -208,6 +212,23 @@ async fn who_has_no_certificate_of_the_authority_gets_no_service_and_hinders_nob
     let refusals = edge.stack.tollgate.lines();
     let told = refusals.iter().filter(|line| line.contains("in the TLS handshake") && line.contains("WARN")).count();
     assert_eq!(told, 1, "the first is told, the others are counted: {refusals:#?}");
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn envoy_asks_no_tollgate_of_another_name_or_of_another_authority() {
+    let (dir, other) = (folder(), folder());
+    let (_pki, _stranger) = (Pki::write(dir.path()), Pki::write(other.path()));
+    let (mut edge, address) = edge(dir.path(), &flags(dir.path())).await;
+    let named = [flags(dir.path()), vec!["--tollgate-tls-name".to_owned(), "toll.example".to_owned()]].concat();
+    for (flags, stat) in [(named, "fail_verify_san"), (flags(other.path()), "fail_verify_error")] {
+        let all = [vec!["--tollgate".to_owned(), address.clone()], flags].concat();
+        start_envoy(&mut edge, &all).await;
+        let stat = format!("cluster.tollgate_authz.ssl.{stat}");
+        let refused = async || edge.stack.envoy.stat(&stat).await.filter(|refused| *refused > 0);
+        wait_for(format!("Envoy's {stat}"), SOON, refused).await.expect("refused");
+        assert_eq!(answer(edge.submission(ALICE.token, 1)).await.status, 503);
+    }
     edge.finish_unbilled().await;
 }
 

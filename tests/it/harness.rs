@@ -1,20 +1,24 @@
 //! The stack of one test, and what must hold at the end of every test.
 
 pub mod direct;
-mod http2;
+pub mod http2;
+mod memory;
+mod websocket;
 
 use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate_local::stack::{self, Envoy, PEOPLE, Ports, Stack, StackOptions, wait_for};
 use tollgate_local::standin::{Entry, Seen, TruthEntry, same_amount};
 
 pub use direct::Direct;
 pub use http2::Http2;
+pub use memory::Memory;
+pub use websocket::WebSocket;
 
 /// How long anything may take that is not expected to take long.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -168,13 +172,7 @@ impl Edge {
         let mut stream = self.connect().await;
         // What is refused early is not read to its end; the answer is there all the same.
         let _ = stream.write_all(request.as_ref()).await;
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(SOON, async {
-            // A reset after the answer is an end, too.
-            while !is_whole(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
-        });
-        read.await.expect("the edge answers in time");
-        parse(&String::from_utf8_lossy(&answer))
+        read_answer(&mut stream).await
     }
 
     /// Sends bytes that may be more than one request, and reads until the edge has nothing more to say.
@@ -197,7 +195,10 @@ impl Edge {
 
     pub async fn connect(&self) -> TcpStream {
         let address = self.stack.envoy.edge_url().trim_start_matches("http://").to_owned();
-        TcpStream::connect(address).await.expect("the edge listens")
+        let stream = TcpStream::connect(address).await.expect("the edge listens");
+        // As every HTTP client does: else the window of HTTP/2 is refilled at the pace of delayed acknowledgements.
+        stream.set_nodelay(true).expect("set");
+        stream
     }
 
     /// What must hold at the end of every test: the stand-ins were spoken to as agreed, what Runmesh has is the truth of
@@ -259,6 +260,17 @@ pub async fn answer(request: RequestBuilder) -> Answer {
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
     Answer { status, headers, body: response.text().await.expect("a body") }
+}
+
+/// Reads one answer from a connection, to its end.
+pub async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Answer {
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(SOON, async {
+        // A reset after the answer is an end, too.
+        while !is_whole(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
+    });
+    read.await.expect("the edge answers in time");
+    parse(&String::from_utf8_lossy(&answer))
 }
 
 /// Whether all of an answer with a `content-length` is there.

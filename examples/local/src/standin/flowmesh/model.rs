@@ -188,6 +188,8 @@ pub struct Options {
     pub submit_delay: Duration,
     /// The size of bundles and artifacts.
     pub download_bytes: usize,
+    /// From one event of a log stream to the next.
+    pub event_interval: Duration,
 }
 
 impl Default for Options {
@@ -199,6 +201,7 @@ impl Default for Options {
             tasks_per_workflow: 1,
             submit_delay: Duration::ZERO,
             download_bytes: 1024,
+            event_interval: Duration::from_millis(200),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Answers that take their time: log streams, downloads, the SSH proxy, and whatever a served task says.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::Body,
@@ -22,8 +22,6 @@ use super::{
     state::State,
 };
 
-/// From one event of a log stream to the next.
-const EVENT_INTERVAL: Duration = Duration::from_millis(200);
 /// The size of one piece of a download.
 const PIECE: usize = 64 * 1024;
 
@@ -52,14 +50,17 @@ pub(super) fn workflow_logs(inner: &Arc<Inner>, id: &str) -> Response {
 
 fn events(inner: Arc<Inner>, ended: impl Fn(&State) -> bool + Send + 'static) -> Response {
     let next = move |n: Option<u64>| {
-        let over = n.is_some() && ended(&inner.state());
+        let (over, interval) = {
+            let state = inner.state();
+            (n.is_some() && ended(&state), state.options.event_interval)
+        };
         async move {
             let n = n?;
             if over {
                 return Some((Ok::<_, Infallible>("event: eos\ndata:\n\n".to_owned()), None));
             }
             if n > 0 {
-                tokio::time::sleep(EVENT_INTERVAL).await;
+                tokio::time::sleep(interval).await;
             }
             let event = format!("id: {n}-0\nevent: log\ndata: {{\"message\":\"line {n}\"}}\n\n");
             Some((Ok(event), Some(n + 1)))
@@ -142,6 +143,8 @@ async fn echo(mut socket: WebSocket) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::StreamExt;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

@@ -8,7 +8,7 @@ use tollgate_local::stack::{ALICE, BOB, wait_for};
 use tollgate_local::standin::Fault;
 
 use crate::harness::direct::{denied_header, read_from, status};
-use crate::harness::{Answer, Direct, Edge, SOON, answer, assert_refused};
+use crate::harness::{Answer, Direct, Edge, Memory, SOON, answer, assert_refused};
 
 const INACTIVE: &str = r#"{"detail":"No identity provider accepted the token"}"#;
 const TOO_MANY: &str = r#"{"detail":"Too many unrecognised tokens"}"#;
@@ -108,7 +108,6 @@ async fn a_source_of_bad_tokens_is_told_to_wait_and_who_is_known_is_not_concerne
 async fn a_flood_of_random_tokens_leaves_memory_flat_and_good_tokens_unasked() {
     const TOKENS: usize = 30_000;
     let edge = Edge::with(&[("TOLLGATE_LOG", "info,tollgate::authz=warn")]).await;
-    let process = edge.stack.tollgate.process();
     let mut direct = Direct::connect(&edge).await;
     assert_eq!(status(&direct.check(read_from("192.0.2.1", ALICE.token)).await), 200);
     let flood = async |from: usize, to: usize| {
@@ -135,11 +134,10 @@ async fn a_flood_of_random_tokens_leaves_memory_flat_and_good_tokens_unasked() {
     };
     // The first part fills every cache and pool there is.
     flood(0, TOKENS / 3).await;
-    let before = process.resident_bytes().expect("it runs");
+    let before = Memory::of(&edge);
     let started = Instant::now();
     let told_to_wait = flood(TOKENS / 3, TOKENS).await;
-    let grown = process.resident_bytes().expect("it runs").saturating_sub(before);
-    assert!(grown < 8 << 20, "{grown} bytes more after {TOKENS} tokens");
+    before.assert_flat(&edge, 8);
     assert!(told_to_wait > TOKENS / 2, "{told_to_wait}");
     let asked = edge.stack.lum_id.introspection_count();
     let allowed = 2 + 100 + 16 + usize::try_from(started.elapsed().as_millis() / 50).expect("small");
@@ -200,8 +198,7 @@ async fn what_is_no_purge_is_refused_and_forgets_nothing() {
 async fn a_huge_answer_of_lum_id_is_refused_in_bounded_time_and_memory() {
     let edge = Edge::start().await;
     assert_eq!(read(&edge, ALICE.token).await.status, 200);
-    let process = edge.stack.tollgate.process();
-    let before = process.resident_bytes().expect("it runs");
+    let before = Memory::of(&edge);
     let huge = format!(r#"{{"active": true, "sub": "user-x", "x": "{}"}}"#, "x".repeat(50 << 20));
     edge.stack.lum_id.fail_with(Fault::Body(huge));
     let started = Instant::now();
@@ -209,8 +206,7 @@ async fn a_huge_answer_of_lum_id_is_refused_in_bounded_time_and_memory() {
         assert_refused(&read(&edge, BOB.token).await, 503, NO_IDENTITY, &[("retry-after", "2")]);
     }
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
-    let grown = process.resident_bytes().expect("it runs").saturating_sub(before);
-    assert!(grown < 8 << 20, "{grown} bytes more");
+    before.assert_flat(&edge, 8);
     edge.finish().await;
 }
 

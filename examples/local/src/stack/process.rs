@@ -76,14 +76,6 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Memory that it holds in RAM; `None` once it has ended.
-    #[must_use]
-    pub fn resident_bytes(&self) -> Option<usize> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.trim().strip_suffix(" kB")?.trim().parse::<usize>().ok()? * 1024)
-    }
-
     /// Every line it has printed so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

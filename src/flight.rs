@@ -2,7 +2,8 @@
 //!
 //! A call runs in a task of its own, so whoever goes away takes nobody with it, not even the one who started it. Calls of
 //! different keys never wait for each other, but for a place among those that may be in flight at once. A call has one
-//! time limit for everything, the wait for its place included. Nothing is remembered here: who wants to keep an answer
+//! time limit for everything, the wait for its place included, and so many may wait and no more: callers that leave at
+//! once could else pile them up. Nothing is remembered here: who wants to keep an answer
 //! does so in the moment it lands, and is not asked when the call was forgotten meanwhile.
 
 use std::collections::HashMap;
@@ -19,6 +20,17 @@ use crate::upstream::CallError;
 /// What a call came to.
 pub type Answer<T> = Result<T, Arc<CallError>>;
 
+/// How many and how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Calls in flight at once.
+    pub in_flight: usize,
+    /// Calls that wait for their place, at most.
+    pub waiting: usize,
+    /// For one call, from when it was asked for.
+    pub limit: Duration,
+}
+
 /// The calls of one kind. Cheap to clone.
 #[derive(Debug)]
 pub struct Flights<K, T> {
@@ -29,8 +41,7 @@ pub struct Flights<K, T> {
 struct Shared<K, T> {
     under_way: Mutex<UnderWay<K, T>>,
     places: Semaphore,
-    most: usize,
-    limit: Duration,
+    bounds: Bounds,
     tasks: TaskTracker,
 }
 
@@ -70,12 +81,11 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// At most `most` calls in flight at once, each with `limit` from its start.
     #[must_use]
-    pub fn new(most: usize, limit: Duration) -> Self {
+    pub fn new(bounds: Bounds) -> Self {
         let under_way = Mutex::new(UnderWay { calls: HashMap::new(), started: 0 });
-        let places = Semaphore::new(most);
-        Self { shared: Arc::new(Shared { under_way, places, most, limit, tasks: TaskTracker::new() }) }
+        let places = Semaphore::new(bounds.in_flight);
+        Self { shared: Arc::new(Shared { under_way, places, bounds, tasks: TaskTracker::new() }) }
     }
 
     /// Joins the call for `key` that is under way, or starts one. Between the two `known` is asked: a call may have landed
@@ -96,6 +106,11 @@ where
         }
         if let Some(known) = known() {
             return Joined::Known(known);
+        }
+        // Forgotten calls are not in the map and yet under way.
+        if self.shared.tasks.len() >= self.shared.bounds.in_flight + self.shared.bounds.waiting {
+            let (_, full) = watch::channel(Some(Err(Arc::new(CallError::Busy))));
+            return Joined::Waits(Ticket(full));
         }
         under_way.started += 1;
         let number = under_way.started;
@@ -126,7 +141,7 @@ where
     /// Calls in flight, without those that wait for a place.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.most.saturating_sub(self.shared.places.available_permits())
+        self.shared.bounds.in_flight.saturating_sub(self.shared.places.available_permits())
     }
 }
 
@@ -154,7 +169,7 @@ impl<K, T> Shared<K, T> {
     where
         F: Future<Output = Result<T, CallError>>,
     {
-        let end = Instant::now() + self.limit;
+        let end = Instant::now() + self.bounds.limit;
         let Ok(Ok(_place)) = timeout_at(end, self.places.acquire()).await else { return Err(CallError::Busy) };
         // A place that is free only because its call had the same time limit is of no use.
         if Instant::now() >= end {
@@ -205,7 +220,9 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(5);
+    fn flights(in_flight: usize) -> Flights<&'static str, u32> {
+        Flights::new(Bounds { in_flight, waiting: 1, limit: Duration::from_secs(5) })
+    }
 
     fn waits(joined: Joined<u32>) -> Ticket<u32> {
         match joined {
@@ -230,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn ten_thousand_who_ask_for_one_thing_make_one_call_and_its_starter_may_leave() {
-        let flights = Flights::new(4, LIMIT);
+        let flights = flights(4);
         let calls = Arc::new(AtomicUsize::new(0));
         let ask = || {
             let calls = calls.clone();
@@ -255,7 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn different_things_do_not_wait_for_each_other_until_every_place_is_taken() {
-        let flights = Flights::new(2, LIMIT);
+        let flights = flights(2);
         let (never, now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         now.notify_one();
         let _held = join(&flights, "a", &never, 1);
@@ -271,7 +288,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_has_one_limit_and_says_what_it_waited_for() {
-        let flights = Flights::new(1, LIMIT);
+        let flights = flights(1);
         let never = Arc::new(Notify::new());
         let first = join(&flights, "a", &never, 1);
         let second = join(&flights, "b", &never, 2);
@@ -281,8 +298,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_calls_than_may_wait_are_not_begun() {
+        let flights = flights(1);
+        let never = Arc::new(Notify::new());
+        let (_first, _second) = (join(&flights, "a", &never, 1), join(&flights, "b", &never, 2));
+        // Nobody waits for that one any more, and it is there all the same.
+        flights.forget(Some(&"b"));
+        assert!(matches!(*join(&flights, "c", &never, 3).answer().await.expect_err("too many"), CallError::Busy));
+        // Who joins another's call takes no room.
+        let joins = join(&flights, "a", &never, 1);
+        never.notify_one();
+        assert_eq!(joins.answer().await.expect("answered"), 1);
+    }
+
+    #[tokio::test]
     async fn what_is_kept_is_there_for_whoever_comes_as_the_call_lands() {
-        let flights = Flights::<_, u32>::new(1, LIMIT);
+        let flights = flights(1);
         let cache = Arc::new(Mutex::new(None));
         for expected in ["call", "cache"] {
             let (reads, writes) = (cache.clone(), cache.clone());
@@ -299,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn a_forgotten_call_answers_its_own_and_nobody_after_it() {
         for key in [Some(&"a"), None] {
-            let flights = Flights::new(2, LIMIT);
+            let flights = flights(2);
             let (old, new) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
             let kept = Arc::new(AtomicUsize::new(0));
             let start = |gate: &Arc<Notify>, answer: u32| {
@@ -334,7 +365,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_panics_is_an_error_and_in_nobodys_way() {
-        let flights = Flights::new(1, LIMIT);
+        let flights = flights(1);
         let call = || async { panic!("as the test wants") };
         let ticket = waits(flights.join("a", || None, call, |_| {}));
         assert!(matches!(*ticket.answer().await.expect_err("no answer"), CallError::Aborted));

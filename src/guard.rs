@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::config::Limits;
-use crate::flight::{Flights, Joined};
+use crate::flight::{Bounds, Flights, Joined};
 use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -39,7 +39,11 @@ pub struct Guard {
 impl Guard {
     #[must_use]
     pub fn new(runmesh: Runmesh, limits: &Limits, metrics: Metrics) -> Self {
-        let flights = Flights::new(limits.preflights_in_flight, limits.preflight_timeout);
+        let flights = Flights::new(Bounds {
+            in_flight: limits.preflights_in_flight,
+            waiting: limits.calls_waiting,
+            limit: limits.preflight_timeout,
+        });
         Self { runmesh, flights, metrics }
     }
 

@@ -13,7 +13,7 @@ use moka::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Limits, is_visible_ascii};
-use crate::flight::{Answer, Flights, Joined};
+use crate::flight::{Answer, Bounds, Flights, Joined};
 use crate::lifecycle::TaskError;
 use crate::route::is_id;
 use crate::telemetry::{Metrics, OutcomeLabels};
@@ -97,7 +97,11 @@ impl Suppliers {
             lookup_limit: limits.supplier_lookup_timeout,
             refresh: limits.supplier_refresh,
             known: Cache::builder().max_capacity(limits.supplier_cache_entries).expire_after(ttl).build(),
-            flights: Flights::new(limits.supplier_lookups_in_flight, limits.supplier_lookup_timeout),
+            flights: Flights::new(Bounds {
+                in_flight: limits.supplier_lookups_in_flight,
+                waiting: limits.calls_waiting,
+                limit: limits.supplier_lookup_timeout,
+            }),
             failed: Mutex::new(None),
             metrics,
         }))

@@ -15,6 +15,8 @@ pub struct Limits {
     pub refused_cache_ttl: Duration,
     /// Calls to lum.id in flight at once.
     pub introspections_in_flight: usize,
+    /// Calls that wait for a place among those to lum.id, or to Runmesh, or to FlowMesh; past it none is begun.
+    pub calls_waiting: usize,
     /// How many refused tokens a source may bring at once before it is told to wait…
     pub refusal_burst: u32,
     /// …and how long each of them then counts.
@@ -75,6 +77,7 @@ impl Default for Limits {
             refused_cache_entries: 10_000,
             refused_cache_ttl: Duration::from_secs(5),
             introspections_in_flight: 256,
+            calls_waiting: 4096,
             refusal_burst: 100,
             refusal_interval: Duration::from_millis(100),
             refusal_sources: 10_000,

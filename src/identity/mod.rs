@@ -19,7 +19,7 @@ use moka::sync::Cache;
 use secrecy::SecretString;
 
 use crate::config::{Config, expose};
-use crate::flight::{Answer, Flights, Joined};
+use crate::flight::{Answer, Bounds, Flights, Joined};
 use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -149,7 +149,11 @@ impl Identity {
                 // A debt is paid off long before, unless it grows.
                 .time_to_idle(limits.refusal_interval * limits.refusal_burst * 2)
                 .build(),
-            flights: Flights::new(limits.introspections_in_flight, limit),
+            flights: Flights::new(Bounds {
+                in_flight: limits.introspections_in_flight,
+                waiting: limits.calls_waiting,
+                limit,
+            }),
             failing: AtomicBool::new(false),
             metrics,
         }))

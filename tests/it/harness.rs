@@ -3,6 +3,7 @@
 pub mod direct;
 pub mod http2;
 mod memory;
+mod recorder;
 mod websocket;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use tollgate_local::standin::{Entry, Seen, TruthEntry, same_amount};
 pub use direct::Direct;
 pub use http2::Http2;
 pub use memory::Memory;
+pub use recorder::Recorder;
 pub use websocket::WebSocket;
 
 /// How long anything may take that is not expected to take long.

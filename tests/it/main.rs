@@ -14,6 +14,7 @@ mod harness;
 mod identity;
 mod mtls;
 mod paths;
+mod privacy;
 mod process;
 mod replicas;
 mod restarts;

@@ -78,12 +78,13 @@ async fn a_hundred_megabytes_to_a_served_task_and_back_are_held_by_nobody() {
             loop {
                 match reader.read(&mut buffer).await.expect("open") {
                     0 => return bytes,
-                    read => bytes += buffer[..read].iter().filter(|byte| **byte == b'x').count(),
+                    read => bytes += read,
                 }
             }
         };
         let ((), echoed) = tokio::time::timeout(SOON, async { tokio::join!(write, read) }).await.expect("in time");
-        assert!((size..size + 64).contains(&echoed), "{echoed} of {size}");
+        // And the head, and the lengths of the chunks.
+        assert!((size..size + size / 50).contains(&echoed), "{echoed} of {size}");
         before.assert_flat(&edge, 24);
     }
     edge.finish().await;

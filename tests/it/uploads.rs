@@ -10,7 +10,7 @@ const MIB: usize = 1024 * 1024;
 const LARGE: usize = 200 * MIB;
 /// What the edge may hold more at any moment of a large upload than after a small one.
 const FLAT_MIB: u64 = 24;
-const PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 
 /// Uploads so many bytes over HTTP/1.1, as fast as the edge takes them, until it answers; how many it took.
 async fn http1(edge: &Edge, path: &str, token: &str, size: usize) -> (usize, Answer) {

@@ -5,6 +5,7 @@
 
 #![allow(clippy::expect_used, reason = "a test that cannot go on says why")]
 
+mod bearers;
 mod billing;
 mod check;
 mod crashes;
@@ -18,6 +19,7 @@ mod privacy;
 mod process;
 mod replicas;
 mod restarts;
+mod results;
 mod serve;
 mod source;
 mod spoofing;

@@ -150,7 +150,14 @@ pub fn growing(first: Duration, most: Duration, attempt: u32, jitter: f64) -> Du
     doubled.min(most).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
 }
 
-/// A random fraction in 0..1, for [`growing`].
+/// A delay anywhere between nothing and what [`growing`] would give without jitter: a crowd that failed together does not
+/// come back together.
+#[must_use]
+pub fn spread(first: Duration, most: Duration, attempt: u32, jitter: f64) -> Duration {
+    growing(first, most, attempt, 0.0).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+/// A random fraction in 0..1, for [`growing`] and [`spread`].
 #[must_use]
 pub fn jitter() -> f64 {
     fastrand::f64()
@@ -167,6 +174,8 @@ mod tests {
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(growing(second * 4, second * 60, 0, 1.0), second * 3);
         assert_eq!(growing(second, second * 300, u32::MAX, 0.0), second * 300);
+        assert_eq!(spread(second, second * 60, 3, 0.25), second * 2);
+        assert_eq!(spread(second, second * 60, 3, 0.0), Duration::ZERO);
     }
 
     #[test]

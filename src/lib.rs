@@ -28,6 +28,7 @@ pub mod identity;
 pub mod supplier;
 
 pub mod access_log;
+pub mod circuit;
 pub mod drive;
 pub mod ledger;
 pub mod poster;

@@ -1,51 +1,40 @@
 //! Charges → Runmesh, until it has them.
 //!
 //! Posting is at least once: the entry is idempotent on its task id, so that a repeat moves no money, and a charge
-//! leaves `pending` only by Runmesh's word. Each charge has its own growing interval; a circuit keeps a dead Runmesh
-//! from being hammered by all of them: after a few failures in a row nothing is posted for a while, then one charge is
-//! the probe.
+//! leaves `pending` only by Runmesh's word. Each charge has its own growing interval, and a circuit keeps a dead Runmesh
+//! from being hammered by all of them. When Runmesh does not accept the secret, every charge would fail alike: posting
+//! pauses at once, loudly, and goes on by itself when a probe gets through.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::drive::{LEASE, Worker, growing, jitter};
+use crate::circuit::Circuit;
+use crate::drive::{LEASE, Worker, jitter, spread};
 use crate::ledger::{self, DueCharge, Ledger, Work};
 use crate::telemetry::{Metrics, OutcomeLabels};
-use crate::upstream::runmesh::{ENVELOPE, Entry, PostError, Runmesh};
+use crate::upstream::runmesh::{ENVELOPE, Entry, PostError, Runmesh, UNAUTHORIZED};
 
 /// Between two posts of one charge.
 const FIRST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_mins(5);
 /// A `Retry-After` beyond this is a mistake, or an outage that a probe should find the end of.
 const RETRY_AFTER_MOST: Duration = Duration::from_mins(10);
-/// Failures in a row that open the circuit.
-const TRIP: u32 = 5;
-/// How long the circuit stays open, growing from probe to probe.
-const OPEN_FIRST: Duration = Duration::from_secs(1);
-const OPEN_MOST: Duration = Duration::from_mins(1);
 
 /// The posting worker.
 pub struct Poster {
     ledger: Arc<dyn Ledger>,
     runmesh: Runmesh,
-    circuit: Mutex<Circuit>,
+    circuit: Circuit,
     metrics: Metrics,
 }
 
 impl Poster {
     #[must_use]
     pub fn new(ledger: Arc<dyn Ledger>, runmesh: Runmesh, metrics: Metrics) -> Self {
-        Self { ledger, runmesh, circuit: Mutex::new(Circuit::default()), metrics }
-    }
-
-    fn circuit<T>(&self, act: impl FnOnce(&mut Circuit) -> T) -> T {
-        // Nothing that holds the lock can panic; a poisoned one would still be consistent.
-        let mut circuit = self.circuit.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = act(&mut circuit);
-        self.metrics.posting_paused.set(i64::from(circuit.open_until.is_some()));
-        result
+        let circuit = Circuit::new(metrics.posting_paused.clone());
+        Self { ledger, runmesh, circuit, metrics }
     }
 }
 
@@ -54,12 +43,12 @@ impl Worker for Poster {
     const WORK: Work = Work::Charges;
 
     fn allowance(&self, free: u32) -> Result<u32, Duration> {
-        self.circuit(|circuit| circuit.allowance(Instant::now(), free))
+        self.circuit.allowance(free)
     }
 
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueCharge>, ledger::Error> {
         let claimed = self.ledger.claim_charges(at, LEASE, limit).await?;
-        self.circuit(|circuit| circuit.begun(claimed.len()));
+        self.circuit.begun(claimed.len());
         Ok(claimed)
     }
 
@@ -79,13 +68,13 @@ impl Worker for Poster {
         self.metrics.posts.get_or_create(&OutcomeLabels { outcome }).inc();
         match result {
             Ok(()) => {
-                self.circuit(Circuit::succeeded);
+                self.circuit.succeeded();
                 self.ledger.posted(&task, Timestamp::now()).await?;
                 tracing::info!(task, principal, cost, "posted ${cost} of {principal} for task {task}");
             }
             Err(PostError::Rejected { status, answer }) => {
                 // An answer all the same: Runmesh is there.
-                self.circuit(Circuit::succeeded);
+                self.circuit.succeeded();
                 self.ledger.post_rejected(&task, &format!("status {status}: {answer}")).await?;
                 tracing::error!(
                     task,
@@ -96,19 +85,27 @@ impl Worker for Poster {
                 );
             }
             Err(PostError::Retryable { reason, retry_after, kind }) => {
-                let tripped = self.circuit(|circuit| {
+                let opened = match kind {
                     // Runmesh answered, and about this entry: that must not keep everybody else's back.
-                    if kind == ENVELOPE {
-                        circuit.succeeded();
-                        return None;
+                    ENVELOPE => {
+                        self.circuit.succeeded();
+                        None
                     }
-                    circuit.failed(Instant::now(), jitter())
-                });
-                if let Some(pause) = tripped {
-                    tracing::error!(reason, "posting is paused for {pause:.1?}: {reason}");
+                    UNAUTHORIZED => self.circuit.refused(),
+                    _ => self.circuit.failed(),
+                };
+                // Once for each time it opens, which is once a minute in the long run.
+                match opened {
+                    Some(pause) if kind == UNAUTHORIZED => tracing::error!(
+                        reason,
+                        "ALARM: Runmesh does not accept FLOWMESH_BRIDGE_SECRET ({reason}); nothing is posted for \
+                         {pause:.1?}, charges wait"
+                    ),
+                    Some(pause) => tracing::error!(reason, "posting is paused for {pause:.1?}: {reason}"),
+                    None => {}
                 }
                 let wait =
-                    growing(FIRST, MOST, attempts, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MOST));
+                    spread(FIRST, MOST, attempts, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MOST));
                 let now = Timestamp::now();
                 let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
                 self.ledger.post_failed(&task, &reason, again, now).await?;
@@ -139,50 +136,6 @@ fn entry(due: DueCharge) -> Result<Entry, String> {
     })
 }
 
-/// Closed, open until a time, or half-open with one probe. Pure but for the times passed in.
-#[derive(Debug, Default)]
-struct Circuit {
-    failures: u32,
-    /// How often it opened in a row.
-    openings: u32,
-    open_until: Option<Instant>,
-    probing: bool,
-}
-
-impl Circuit {
-    fn allowance(&self, now: Instant, free: u32) -> Result<u32, Duration> {
-        match self.open_until {
-            None => Ok(free),
-            Some(until) if now < until => Err(until - now),
-            // The probe's end wakes the loop.
-            Some(_) if self.probing => Err(OPEN_MOST),
-            Some(_) => Ok(1),
-        }
-    }
-
-    fn begun(&mut self, posts: usize) {
-        self.probing = self.open_until.is_some() && posts > 0;
-    }
-
-    fn succeeded(&mut self) {
-        *self = Self::default();
-    }
-
-    /// How long the circuit is open from now, when this failure opened it.
-    fn failed(&mut self, now: Instant, jitter: f64) -> Option<Duration> {
-        self.failures = self.failures.saturating_add(1);
-        // While it is open, posts that were already in flight say nothing new.
-        let probe_failed = std::mem::take(&mut self.probing);
-        if self.failures < TRIP || (self.open_until.is_some() && !probe_failed) {
-            return None;
-        }
-        let pause = growing(OPEN_FIRST, OPEN_MOST, self.openings, jitter);
-        self.openings = self.openings.saturating_add(1);
-        self.open_until = Some(now + pause);
-        Some(pause)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use wiremock::matchers::any;
@@ -195,30 +148,6 @@ mod tests {
     use crate::ledger::{NewSubmission, Settlement, Usage};
     use crate::principal::Principal;
     use crate::upstream::Http;
-
-    #[test]
-    fn the_circuit_opens_after_some_failures_and_lets_one_probe_through_at_a_time() {
-        let start = Instant::now();
-        let mut circuit = Circuit::default();
-        for _ in 1..TRIP {
-            assert_eq!(circuit.failed(start, 0.0), None);
-        }
-        assert_eq!(circuit.allowance(start, 32), Ok(32));
-        assert_eq!(circuit.failed(start, 0.0), Some(OPEN_FIRST));
-        assert_eq!(circuit.failed(start, 0.0), None, "posts in flight change nothing");
-        assert_eq!(circuit.allowance(start, 32), Err(OPEN_FIRST));
-        let later = start + OPEN_FIRST;
-        assert_eq!(circuit.allowance(later, 32), Ok(1));
-        circuit.begun(1);
-        assert!(circuit.allowance(later, 32).is_err(), "one probe at a time");
-        assert_eq!(circuit.failed(later, 0.0), Some(OPEN_FIRST * 2));
-        let even_later = later + OPEN_FIRST * 2;
-        circuit.begun(0);
-        assert_eq!(circuit.allowance(even_later, 32), Ok(1));
-        circuit.begun(1);
-        circuit.succeeded();
-        assert_eq!(circuit.allowance(even_later, 32), Ok(32));
-    }
 
     /// A poster with one claimed charge, whose Runmesh answers so.
     async fn posting(response: ResponseTemplate) -> (Poster, DueCharge, MockServer, tempfile::TempDir) {
@@ -277,11 +206,23 @@ mod tests {
         let envelope = ResponseTemplate::new(200).set_body_string(r#"{"code": 500}"#);
         for (response, pauses) in [(ResponseTemplate::new(503), true), (envelope, false)] {
             let (poster, charge, _server, _dir) = posting(response).await;
-            for _ in 0..TRIP {
+            for _ in 0..5 {
                 assert!(poster.allowance(32).is_ok());
                 poster.step(charge.clone()).await.expect("recorded");
             }
             assert_eq!(poster.allowance(32).is_err(), pauses);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_not_accepted_pauses_posting_at_once_and_the_charge_stays() {
+        for status in [401, 403] {
+            let (poster, charge, _server, _dir) = posting(ResponseTemplate::new(status)).await;
+            poster.step(charge).await.expect("recorded");
+            assert!(poster.allowance(32).is_err());
+            assert_eq!(poster.metrics.posting_paused.get(), 1);
+            let backlog = poster.ledger.backlog().await.expect("read");
+            assert_eq!((backlog.pending_charges, backlog.rejected_charges), (1, 0), "{status}");
         }
     }
 }

@@ -15,6 +15,8 @@ use crate::config::{Billing, expose};
 const ANSWER_LIMIT: usize = 64 * 1024;
 /// [`PostError::Retryable`]'s kind for a failure that Runmesh reports inside a 200.
 pub const ENVELOPE: &str = "envelope";
+/// [`PostError::Retryable`]'s kind when Runmesh does not accept the secret.
+pub const UNAUTHORIZED: &str = "unauthorized";
 /// How much of a refusal is kept for the operator.
 const KEPT_BYTES: usize = 500;
 /// What a submission must be good for, in US dollars.
@@ -147,7 +149,10 @@ impl Runmesh {
             },
             // It is there already.
             409 => Ok(()),
-            401 | 403 | 408 | 425 | 429 => {
+            401 | 403 => {
+                Err(PostError::Retryable { kind: UNAUTHORIZED, reason: format!("status {status}"), retry_after })
+            }
+            408 | 425 | 429 => {
                 Err(PostError::Retryable { kind: "status", reason: format!("status {status}"), retry_after })
             }
             400..=499 => {

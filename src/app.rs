@@ -16,7 +16,6 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -32,7 +31,7 @@ use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
-use crate::listen::Bound;
+use crate::listen::{self, Bound};
 use crate::poster::Poster;
 use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
@@ -170,7 +169,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         announce(&health, ServingStatus::Serving, true).await;
         let message_bytes = limits.log_message_bytes;
-        let server = Server::builder()
+        let server = listen::server()
             .add_service(health_service)
             .add_service(AuthorizationServer::new(authz))
             .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes));

@@ -1,5 +1,7 @@
 //! The gRPC listener: TCP, TCP with mTLS, or a Unix socket.
 
+mod whole;
+
 use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -12,11 +14,24 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
+use tower::layer::util::{Identity, Stack};
 
 use crate::config::{Limits, Listen};
 use crate::lifecycle::{Lifecycle, Stopping};
 use crate::tls::{Certificates, Handshakes, TlsMetrics};
+
+use whole::{Whole, WholeAnswers};
+
+/// The layers of [`server`].
+pub type Layers = Stack<WholeAnswers, Identity>;
+
+/// A server for [`Connections`].
+#[must_use]
+pub fn server() -> Server<Layers> {
+    Server::builder().layer(WholeAnswers)
+}
 
 /// Bound, and not yet accepting.
 pub enum Bound {
@@ -98,14 +113,19 @@ impl Connections {
     ///
     /// # Errors
     /// When serving fails.
-    pub async fn serve(self, server: Router, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+    pub async fn serve(self, server: Router<Layers>, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
         let stop = stop.cancelled();
         match self {
-            Self::Tcp(incoming) => server.serve_with_incoming_shutdown(incoming, stop).await,
-            Self::Tls(incoming) => {
-                server.serve_with_incoming_shutdown(incoming.map(Ok::<_, std::io::Error>), stop).await
+            Self::Tcp(incoming) => {
+                server.serve_with_incoming_shutdown(incoming.map(|io| io.map(Whole::new)), stop).await
             }
-            Self::Unix(incoming, _file) => server.serve_with_incoming_shutdown(incoming, stop).await,
+            Self::Tls(incoming) => {
+                let incoming = incoming.map(|io| Ok::<_, std::io::Error>(Whole::new(io)));
+                server.serve_with_incoming_shutdown(incoming, stop).await
+            }
+            Self::Unix(incoming, _file) => {
+                server.serve_with_incoming_shutdown(incoming.map(|io| io.map(Whole::new)), stop).await
+            }
         }
     }
 }

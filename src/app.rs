@@ -24,6 +24,7 @@ use crate::access_log::{AccessLog, Intake};
 use crate::admin::{self, Admin, Gauges};
 use crate::authz::Authz;
 use crate::authz::response::Stamp;
+use crate::circuit::Circuit;
 use crate::config::{BaseUrl, Config};
 use crate::drive::{Driver, News};
 use crate::guard::Guard;
@@ -233,9 +234,11 @@ fn spawn_billing(
     let news = News::default();
     let limits = &config.limits;
     let stop = &stopping.stop;
+    let circuit = Circuit::new(metrics.asking_paused.clone());
     let settler = Settler {
         ledger: ledger.clone(),
         flowmesh: flowmesh.clone(),
+        circuit: circuit.clone(),
         suppliers: suppliers.clone(),
         news: news.clone(),
         metrics: metrics.clone(),
@@ -243,6 +246,7 @@ fn spawn_billing(
     let sweeper = Sweeper {
         ledger: ledger.clone(),
         flowmesh: flowmesh.clone(),
+        circuit,
         grace: config.reconcile_grace,
         started: Timestamp::now(),
         news: news.clone(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::drive::{LEASE, growing, jitter};
+use crate::upstream::CallError;
 
 /// Failures in a row that open it.
 const TRIP: u32 = 5;
@@ -59,6 +60,18 @@ impl Circuit {
     #[must_use]
     pub fn refused(&self) -> Option<Duration> {
         self.act(|state| state.failed(Instant::now(), 1, jitter()))
+    }
+
+    /// What a call to FlowMesh came to. An odd answer is one all the same.
+    pub fn heard(&self, answer: Result<(), &CallError>) {
+        match answer {
+            Err(error) if error.is_outage() => {
+                if let Some(pause) = self.failed() {
+                    tracing::warn!(%error, "FlowMesh is not asked for {pause:.1?}: {error}");
+                }
+            }
+            Ok(()) | Err(_) => self.succeeded(),
+        }
     }
 
     fn act<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {

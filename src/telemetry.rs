@@ -78,6 +78,7 @@ pub struct Metrics {
     pub sweeps: Family<OutcomeLabels, Counter>,
     pub posts: Family<OutcomeLabels, Counter>,
     pub posting_paused: Gauge,
+    pub asking_paused: Gauge,
 }
 
 impl Metrics {
@@ -100,6 +101,7 @@ impl Metrics {
             sweeps: Family::default(),
             posts: Family::default(),
             posting_paused: Gauge::default(),
+            asking_paused: Gauge::default(),
         };
         let m = &metrics;
         registry.register("tollgate_check_decisions", "Checks answered, by reason", m.decisions.clone());
@@ -124,6 +126,11 @@ impl Metrics {
             "tollgate_posting_paused",
             "1 while the circuit to Runmesh is open",
             m.posting_paused.clone(),
+        );
+        registry.register(
+            "tollgate_asking_paused",
+            "1 while the circuit to FlowMesh, for tasks and workflows, is open",
+            m.asking_paused.clone(),
         );
         metrics
     }

@@ -49,6 +49,7 @@ pub struct Gauges {
     open_workflows: Gauge,
     held_workflows: Gauge,
     due_tasks: Gauge,
+    held_tasks: Gauge,
     gone_tasks: Gauge,
     pending: Gauge,
     held: Gauge,
@@ -75,6 +76,7 @@ impl Gauges {
             add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
             add("tollgate_held_workflows", "Workflows without an owner", &gauges.held_workflows);
             add("tollgate_due_tasks", "Tasks to ask FlowMesh after", &gauges.due_tasks);
+            add("tollgate_held_tasks", "Ended tasks whose cost cannot be read", &gauges.held_tasks);
             add("tollgate_gone_tasks", "Tasks given up because FlowMesh forgot them", &gauges.gone_tasks);
             add("tollgate_charges_pending", "Charges to post", &gauges.pending);
             add("tollgate_charges_held", "Charges without an owner or e-mail", &gauges.held);
@@ -107,6 +109,7 @@ impl Gauges {
             (&self.open_workflows, backlog.open_workflows),
             (&self.held_workflows, backlog.held_workflows),
             (&self.due_tasks, backlog.due_tasks),
+            (&self.held_tasks, backlog.held_tasks),
             (&self.gone_tasks, backlog.gone_tasks),
             (&self.pending, backlog.pending_charges),
             (&self.held, backlog.held_charges),

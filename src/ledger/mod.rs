@@ -190,6 +190,8 @@ pub struct Backlog {
     pub open_workflows: u64,
     pub held_workflows: u64,
     pub due_tasks: u64,
+    /// Of these, those of which FlowMesh gave an answer that cannot be charged.
+    pub held_tasks: u64,
     /// Given up because FlowMesh does not know them any more.
     pub gone_tasks: u64,
     pub pending_charges: u64,
@@ -249,6 +251,10 @@ pub trait Ledger: Send + Sync + 'static {
         existence: Existence,
         at: Timestamp,
     ) -> Result<(), Error>;
+
+    /// Ends a question after a task whose answer cannot be charged, for a `reason` that the operator should know: to be
+    /// asked again at `again`.
+    async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error>;
 
     /// Settles a task that is over: at most one charge, and one per execution.
     async fn settle(

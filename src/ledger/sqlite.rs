@@ -362,6 +362,12 @@ impl Ledger for SqliteLedger {
         Ok(())
     }
 
+    async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        work::hold_task(&mut tx, due, reason, again, at).await?;
+        Ok(tx.commit().await?)
+    }
+
     async fn settle(
         &self,
         task_id: &str,

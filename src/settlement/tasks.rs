@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::usage::{self, Verdict};
+use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
 use crate::ledger::{self, DueTask, Existence, Ledger, Settled, Settlement, Work};
 use crate::route::is_id;
@@ -19,6 +20,8 @@ const MOST: Duration = Duration::from_mins(1);
 /// FlowMesh cannot be asked, or its answer not be read: nobody gains by asking faster.
 const TROUBLE_FIRST: Duration = Duration::from_secs(2);
 const TROUBLE_MOST: Duration = Duration::from_mins(5);
+/// An answer that cannot be read hardly gets better by itself.
+const HELD_MOST: Duration = Duration::from_hours(1);
 /// Whose the workflow is will be known after its sweep.
 const DEFERRED_FIRST: Duration = Duration::from_secs(1);
 const DEFERRED_MOST: Duration = Duration::from_secs(10);
@@ -29,6 +32,8 @@ const GONE_AFTER: SignedDuration = SignedDuration::from_hours(1);
 pub struct Settler {
     pub ledger: Arc<dyn Ledger>,
     pub flowmesh: FlowMesh,
+    /// To FlowMesh, shared by all who ask after tasks and workflows.
+    pub circuit: Circuit,
     pub suppliers: Suppliers,
     pub news: News,
     pub metrics: Metrics,
@@ -38,8 +43,14 @@ impl Worker for Settler {
     type Item = DueTask;
     const WORK: Work = Work::Tasks;
 
+    fn allowance(&self, free: u32) -> Result<u32, Duration> {
+        self.circuit.allowance(free)
+    }
+
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueTask>, ledger::Error> {
-        self.ledger.claim_tasks(at, LEASE, limit).await
+        let claimed = self.ledger.claim_tasks(at, LEASE, limit).await?;
+        self.circuit.begun(claimed.len());
+        Ok(claimed)
     }
 
     async fn step(&self, due: DueTask) -> Result<(), ledger::Error> {
@@ -50,7 +61,14 @@ impl Worker for Settler {
             return self.ledger.settle(task_id, None, &Settlement::Gone, Timestamp::now()).await.map(drop);
         }
         let now = Timestamp::now();
-        let outcome = match self.flowmesh.task(task_id).await {
+        let answer = self.flowmesh.task(task_id).await;
+        self.circuit.heard(answer.as_ref().map(drop));
+        let outcome = match answer {
+            // It answered, and not as agreed: a longer wait does not hide that there is something to bill.
+            Err(error) if !error.is_outage() => {
+                self.hold(&due, &error.to_string()).await?;
+                "unreadable"
+            }
             Err(error) => {
                 tracing::warn!(task = task_id, %error, "cannot ask FlowMesh after task {task_id}: {error}");
                 self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Unsaid).await?;
@@ -74,8 +92,7 @@ impl Worker for Settler {
                     "not_over"
                 }
                 Verdict::Unreadable(reason) => {
-                    tracing::error!(task = task_id, reason, "cannot read the usage of task {task_id}: {reason}");
-                    self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Known).await?;
+                    self.hold(&due, reason).await?;
                     "unreadable"
                 }
                 Verdict::Over(mut settlement) => {
@@ -95,6 +112,14 @@ impl Worker for Settler {
 }
 
 impl Settler {
+    /// What FlowMesh said cannot be charged. It is kept for the operator to see, and asked after again.
+    async fn hold(&self, due: &DueTask, reason: &str) -> Result<(), ledger::Error> {
+        let (task_id, now) = (due.task_id.as_str(), Timestamp::now());
+        tracing::error!(task = task_id, reason, "task {task_id} is held, what it costs cannot be read: {reason}");
+        let wait = growing(TROUBLE_FIRST, HELD_MOST, due.attempts, jitter());
+        self.ledger.hold_task(due, reason, now.checked_add(wait).unwrap_or(Timestamp::MAX), now).await
+    }
+
     async fn again(
         &self,
         due: &DueTask,
@@ -175,7 +200,7 @@ mod tests {
 
     struct Fixture {
         settler: Settler,
-        _server: MockServer,
+        server: MockServer,
         _dir: tempfile::TempDir,
     }
 
@@ -193,10 +218,11 @@ mod tests {
                 ledger: Arc::new(ledger),
                 suppliers: Suppliers::new(flowmesh.clone(), &Limits::default(), metrics.clone()),
                 flowmesh,
+                circuit: Circuit::new(metrics.asking_paused.clone()),
                 news: News::default(),
                 metrics,
             };
-            Self { settler, _server: server, _dir: dir }
+            Self { settler, server, _dir: dir }
         }
 
         /// The task, seen to have ended and claimed.
@@ -241,6 +267,36 @@ mod tests {
             fixture.settler.step(due).await.expect("recorded");
             assert!(!fixture.gone().await);
             assert!(fixture.settler.ledger.next_due(Work::Tasks).await.expect("read").is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_charged_holds_the_task_with_its_reason_until_it_can() {
+        let task = |usages: serde_json::Value| {
+            let task = json!({"task_id": "tsk-1", "workflow_id": null, "status": "DONE", "usages": usages});
+            ResponseTemplate::new(200).set_body_json(task)
+        };
+        let usage = |cost: serde_json::Value| json!([{"runtime_sec": 1, "cost_per_hour": 1, "total_cost": cost}]);
+        for odd in [
+            task(usage(json!("much"))),
+            task(usage(json!(-1))),
+            task(json!([{}])),
+            task(json!({})),
+            ResponseTemplate::new(200).set_body_string("<html>"),
+            ResponseTemplate::new(200)
+                .set_body_string(r#"{"task_id": "tsk-1", "status": "DONE", "usages": [{"total_cost": NaN}]}"#),
+        ] {
+            let fixture = Fixture::answering(odd).await;
+            let due = fixture.claimed().await;
+            fixture.settler.step(due.clone()).await.expect("recorded");
+            let backlog = fixture.settler.ledger.backlog().await.expect("read");
+            assert_eq!((backlog.held_tasks, backlog.due_tasks), (1, 1), "seen, and asked after again");
+            assert!(fixture.settler.circuit.allowance(1).is_ok(), "an odd answer is no outage");
+            fixture.server.reset().await;
+            Mock::given(path("/api/v1/tasks/tsk-1")).respond_with(task(usage(json!(0.5)))).mount(&fixture.server).await;
+            fixture.settler.step(due).await.expect("recorded");
+            let backlog = fixture.settler.ledger.backlog().await.expect("read");
+            assert_eq!((backlog.held_tasks, backlog.held_charges), (0, 1), "of no workflow, so of nobody's");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::attribution::{self, CLOCK_SKEW, LONGEST_SUBMISSION};
+use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
 use crate::ledger::{self, Attribution, DueWorkflow, Existence, Ledger, NextSweep, Work};
 use crate::route::is_id;
@@ -25,6 +26,8 @@ const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
 pub struct Sweeper {
     pub ledger: Arc<dyn Ledger>,
     pub flowmesh: FlowMesh,
+    /// To FlowMesh, shared by all who ask after tasks and workflows.
+    pub circuit: Circuit,
     pub grace: Duration,
     /// When this process began to listen to the log.
     pub started: Timestamp,
@@ -36,8 +39,14 @@ impl Worker for Sweeper {
     type Item = DueWorkflow;
     const WORK: Work = Work::Workflows;
 
+    fn allowance(&self, free: u32) -> Result<u32, Duration> {
+        self.circuit.allowance(free)
+    }
+
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueWorkflow>, ledger::Error> {
-        self.ledger.claim_workflows(at, LEASE, limit).await
+        let claimed = self.ledger.claim_workflows(at, LEASE, limit).await?;
+        self.circuit.begun(claimed.len());
+        Ok(claimed)
     }
 
     async fn step(&self, due: DueWorkflow) -> Result<(), ledger::Error> {
@@ -47,7 +56,9 @@ impl Worker for Sweeper {
         let wait = growing(FIRST, MOST, due.sweeps, jitter());
         let later = NextSweep::At(now.checked_add(wait).unwrap_or(Timestamp::MAX));
         let (outcome, next, existence) = if is_id(id) {
-            match self.flowmesh.workflow(id).await {
+            let answer = self.flowmesh.workflow(id).await;
+            self.circuit.heard(answer.as_ref().map(drop));
+            match answer {
                 Err(error) => {
                     tracing::warn!(workflow = id, %error, "cannot ask FlowMesh after workflow {id}: {error}");
                     (error.kind(), later, Existence::Unsaid)

@@ -123,6 +123,12 @@ impl CallError {
         }
     }
 
+    /// Whether the other side is not there, rather than that this one answer was odd.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        !matches!(self, Self::Malformed(_) | Self::TooLarge(_))
+    }
+
     /// When the other side would like to be asked again, if it said so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -45,7 +45,7 @@ pub async fn settle(
     sqlx::query(
         "INSERT INTO tasks (task_id, workflow_id, state, outcome, asked_at) VALUES (?1, ?2, 'settled', ?3, ?4)
          ON CONFLICT (task_id) DO UPDATE SET state = 'settled', outcome = ?3, asked_at = ?4, settle_at = NULL,
-             leased_until = 0, workflow_id = COALESCE(?2, workflow_id)",
+             hold_reason = NULL, leased_until = 0, workflow_id = COALESCE(?2, workflow_id)",
     )
     .bind(task_id)
     .bind(workflow_id)
@@ -221,6 +221,7 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
                 (SELECT COUNT(*) FROM workflows WHERE state = 'open') AS open_workflows,
                 (SELECT COUNT(*) FROM workflows WHERE attribution = 'held' AND state <> 'ignored') AS held_workflows,
                 (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS due_tasks,
+                (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND hold_reason IS NOT NULL) AS held_tasks,
                 (SELECT COUNT(*) FROM tasks WHERE outcome = 'gone') AS gone_tasks,
                 (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
                 (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
@@ -236,6 +237,7 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
         open_workflows: count("open_workflows")?,
         held_workflows: count("held_workflows")?,
         due_tasks: count("due_tasks")?,
+        held_tasks: count("held_tasks")?,
         gone_tasks: count("gone_tasks")?,
         pending_charges: count("pending_charges")?,
         held_charges: count("held_charges")?,

@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{ms, submissions};
 use crate::access_log::event::Event;
-use crate::ledger::Attribution;
+use crate::ledger::{Attribution, DueTask};
 
 /// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
 const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
@@ -235,6 +235,28 @@ pub async fn note_task(
     .bind(workflow_id)
     .bind(ended)
     .bind(ms(at))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What FlowMesh says of it cannot be charged.
+pub async fn hold_task(
+    tx: &mut SqliteConnection,
+    due: &DueTask,
+    reason: &str,
+    again: Timestamp,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3, settle_at = ?2, hold_reason = ?4,
+             unknown_since = NULL
+         WHERE task_id = ?1 AND state = 'open'",
+    )
+    .bind(&due.task_id)
+    .bind(ms(again))
+    .bind(ms(at))
+    .bind(reason)
     .execute(tx)
     .await?;
     Ok(())

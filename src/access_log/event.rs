@@ -6,17 +6,25 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, AccessLogType, HttpAccessLogEntry};
+use envoy_types::pb::envoy::data::accesslog::v3::{
+    AccessLogCommon, AccessLogType, HttpAccessLogEntry, HttpResponseProperties,
+};
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::authz::metadata;
+use crate::ledger::Usage;
 use crate::principal::Principal;
 use crate::route::{self, Route, is_id};
+use crate::settlement::usage;
 use crate::upstream::flowmesh::is_terminal;
 
 /// Where the shipped bootstrap puts what it captured from response bodies.
 const RESPONSE_NAMESPACE: &str = "flowmesh.response";
+/// Where it puts what a FlowMesh, or something beside it, reports of a task's usage in the headers of its answer.
+const USAGE_NAMESPACE: &str = "flowmesh.usage";
+/// Such a header or trailer, without its field's name.
+const USAGE_PREFIX: &str = "x-flowmesh-task-";
 
 /// What a log entry says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +42,8 @@ pub enum Event {
     TaskEnded { task_id: String },
     /// Somebody looked at the task or moved its artifacts: ask once, if it is not settled.
     TaskTouched { task_id: String },
+    /// The answer itself says what the task cost.
+    UsageReported { task_id: String, usage: Usage },
     /// The workflow has ended or was cancelled, or its state was read: ask after its tasks.
     WorkflowSeen { workflow_id: String },
 }
@@ -49,6 +59,7 @@ impl Event {
             Self::SubmissionOpened { .. } => "submission_opened",
             Self::TaskEnded { .. } => "task_ended",
             Self::TaskTouched { .. } => "task_touched",
+            Self::UsageReported { .. } => "usage_reported",
             Self::WorkflowSeen { .. } => "workflow_seen",
         }
     }
@@ -126,6 +137,9 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
     if !succeeded {
         return Err(Ignored::Irrelevant);
     }
+    if let Some(reported) = reported_usage(common, response, text(ours, metadata::SUPPLIER_ID)) {
+        return Ok(reported);
+    }
     let ended = captured("status").is_some_and(is_terminal);
     match route {
         Route::PostResult => match text(ours, metadata::TASK_ID).filter(|id| is_id(id)) {
@@ -145,6 +159,30 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
         }
         _ => Err(Ignored::Irrelevant),
     }
+}
+
+/// What the answer says of a task's usage: in metadata, where the shipped bootstrap moves headers, in trailers, or in headers
+/// where they are logged as they are. One that names a finished task and not all of its cost is a hint to ask after it.
+fn reported_usage(
+    common: &AccessLogCommon,
+    response: &HttpResponseProperties,
+    supplier_id: Option<&str>,
+) -> Option<Event> {
+    let in_metadata = namespace(common, USAGE_NAMESPACE);
+    let field = |name: &str| {
+        let header = || format!("{USAGE_PREFIX}{}", name.replace('_', "-"));
+        in_metadata
+            .and_then(|fields| text(fields, name))
+            .or_else(|| response.response_trailers.get(&header()).map(String::as_str))
+            .or_else(|| response.response_headers.get(&header()).map(String::as_str))
+    };
+    let task_id = field("id").filter(|id| is_id(id))?.to_owned();
+    let status = field("status").filter(|status| is_terminal(status))?;
+    let (cost, runtime_sec, cost_per_hour) = (field("cost"), field("runtime_sec"), field("cost_per_hour"));
+    Some(match usage::reported(status, cost, runtime_sec, cost_per_hour, supplier_id) {
+        Some(usage) => Event::UsageReported { task_id, usage },
+        None => Event::TaskEnded { task_id },
+    })
 }
 
 /// Envoy can also log when a request starts and while it runs.

@@ -94,6 +94,12 @@ impl Intake {
                     tracing::info!(submission = submission_id, "submission {submission_id} has its row after all");
                     self.news.charges.notify_one();
                 }
+                Event::UsageReported { task_id, usage } => {
+                    let cost = &usage.cost;
+                    tracing::info!(task = task_id, cost, "task {task_id} cost ${cost}, as its answer says");
+                    self.news.charges.notify_one();
+                    self.news.tasks.notify_one();
+                }
                 Event::TaskEnded { .. } | Event::TaskTouched { .. } => self.news.tasks.notify_one(),
                 Event::WorkflowSeen { .. } => self.news.workflows.notify_one(),
             }

@@ -1,5 +1,7 @@
 //! A finished task → what it costs. Pure.
 
+use serde_json::Number;
+
 use crate::ledger::{Settlement, Usage};
 use crate::upstream::flowmesh::{self, Task, is_terminal};
 
@@ -51,6 +53,31 @@ fn read(task: &Task, entry: &flowmesh::Usage) -> Result<Usage, &'static str> {
         started_at: entry.started_at.clone(),
         finished_at: entry.finished_at.clone(),
         supplier_id: None,
+    })
+}
+
+/// A usage that an answer reports in its headers, when it is whole. Who ran it and when is not said there.
+#[must_use]
+pub fn reported(
+    status: &str,
+    cost: Option<&str>,
+    runtime_sec: Option<&str>,
+    cost_per_hour: Option<&str>,
+    supplier_id: Option<&str>,
+) -> Option<Usage> {
+    fn number(text: Option<&str>) -> Option<&str> {
+        // What is a number in JSON; Rust's own parser would also take "inf" and "+1".
+        text.map(str::trim).filter(|text| serde_json::from_str::<Number>(text).is_ok())
+    }
+    Some(Usage {
+        cost: plain_decimal(number(cost)?)?,
+        duration_sec: whole_seconds(number(runtime_sec)?)?,
+        cost_per_hour: number(cost_per_hour)?.to_owned(),
+        task_status: status.to_owned(),
+        assigned_worker: None,
+        started_at: None,
+        finished_at: None,
+        supplier_id: supplier_id.map(str::to_owned),
     })
 }
 

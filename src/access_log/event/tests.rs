@@ -60,6 +60,68 @@ fn ended_at() -> Timestamp {
     Timestamp::new(1_800_000_002, 500_000_000).expect("valid")
 }
 
+/// An entry of a task's read whose answer reports usage so: in metadata, in trailers, or in plain headers.
+fn reporting(place: &str, reported: &[(&str, &str)]) -> HttpAccessLogEntry {
+    let mut entry = entry(RequestMethod::Get, "/api/v1/tasks/tsk-1", 200, &[("supplier_id", "acme")], &[]);
+    let as_headers: HashMap<String, String> = reported
+        .iter()
+        .map(|(name, value)| (format!("x-flowmesh-task-{}", name.replace('_', "-")), (*value).into()))
+        .collect();
+    if let (Some(common), Some(response)) = (&mut entry.common_properties, &mut entry.response) {
+        match place {
+            "metadata" => {
+                let all = common.metadata.get_or_insert_default();
+                all.filter_metadata.insert(USAGE_NAMESPACE.to_owned(), fields(reported));
+            }
+            "trailers" => response.response_trailers = as_headers,
+            _ => response.response_headers = as_headers,
+        }
+    }
+    entry
+}
+
+const REPORTED: [(&str, &str); 5] =
+    [("id", "tsk-9"), ("status", "DONE"), ("cost", "4.2e-1"), ("runtime_sec", "12.9"), ("cost_per_hour", "1.5")];
+
+#[test]
+fn usage_in_an_answer_is_a_charge_wherever_it_is_reported() {
+    for place in ["metadata", "trailers", "headers"] {
+        let Ok(Event::UsageReported { task_id, usage }) = said(&reporting(place, &REPORTED)) else { panic!("{place}") };
+        assert_eq!((task_id.as_str(), usage.cost.as_str(), usage.duration_sec), ("tsk-9", "0.42", 12));
+        assert_eq!((usage.cost_per_hour.as_str(), usage.task_status.as_str()), ("1.5", "DONE"));
+        assert_eq!(usage.supplier_id.as_deref(), Some("acme"));
+    }
+}
+
+#[test]
+fn usage_that_is_not_whole_is_a_hint_and_never_a_guess() {
+    for (name, value) in [
+        ("cost", "much"),
+        ("cost", "-1"),
+        ("cost", "inf"),
+        ("cost", "0.42, 0.42"),
+        ("runtime_sec", ""),
+        ("runtime_sec", "NaN"),
+        ("cost_per_hour", "+1"),
+    ] {
+        let odd = REPORTED.map(|(key, good)| (key, if key == name { value } else { good }));
+        assert_eq!(
+            said(&reporting("metadata", &odd)),
+            Ok(Event::TaskEnded { task_id: "tsk-9".into() }),
+            "{name} {value}"
+        );
+    }
+    // What does not name a finished task is no report at all.
+    for (name, value) in [("id", "a/b"), ("id", ""), ("status", "DISPATCHED"), ("status", "done")] {
+        let odd = REPORTED.map(|(key, good)| (key, if key == name { value } else { good }));
+        assert_eq!(
+            said(&reporting("metadata", &odd)),
+            Ok(Event::TaskTouched { task_id: "tsk-1".into() }),
+            "{name} {value}"
+        );
+    }
+}
+
 #[test]
 fn a_submission_with_its_workflow_is_the_principals_of_our_own_metadata() {
     let expected = Event::Submitted {

@@ -3,9 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 use sqlx::SqliteConnection;
 
-use super::{ms, submissions};
+use super::{charges, ms, submissions};
 use crate::access_log::event::Event;
-use crate::ledger::{Attribution, DueTask};
+use crate::ledger::{Attribution, DueTask, Settled, Settlement};
 
 /// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
 const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
@@ -35,20 +35,20 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
         Event::SubmissionOpened { submission_id, principal, request_id, at: opened } => {
             submissions::open_late(tx, submission_id, principal, request_id, *opened).await
         }
-        Event::TaskEnded { task_id } => {
-            sqlx::query(
-                "INSERT INTO tasks (task_id, state, eager, settle_at) VALUES (?1, 'open', 1, ?2)
-                 ON CONFLICT (task_id) DO UPDATE SET state = 'open', outcome = NULL, heard = heard + 1, eager = 1,
-                     attempts = IIF(eager, attempts, 0),
-                     settle_at = MIN(COALESCE(settle_at, ?2), MAX(?2, asked_at + ?3))
-                 WHERE state = 'open' OR outcome = 'gone'",
-            )
-            .bind(task_id)
-            .bind(ms(at + SETTLE_AFTER))
-            .bind(millis(EVIDENCE_INTERVAL))
-            .execute(tx)
-            .await?;
-            Ok(())
+        Event::TaskEnded { task_id } => task_ended(tx, task_id, at).await,
+        Event::UsageReported { task_id, usage } => {
+            // Without its workflow nobody knows whose it is, and FlowMesh is asked after all.
+            let workflow_id: Option<Option<String>> =
+                sqlx::query_scalar("SELECT workflow_id FROM tasks WHERE task_id = ?")
+                    .bind(task_id)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            let Some(workflow_id) = workflow_id.flatten() else { return task_ended(tx, task_id, at).await };
+            let settlement = Settlement::Usage(usage.clone());
+            match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
+                Settled::Deferred => task_ended(tx, task_id, at).await,
+                _ => Ok(()),
+            }
         }
         Event::TaskTouched { task_id } => {
             sqlx::query(
@@ -77,6 +77,23 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             Ok(())
         }
     }
+}
+
+/// There is evidence that it ended: it is asked after until it has.
+async fn task_ended(tx: &mut SqliteConnection, task_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO tasks (task_id, state, eager, settle_at) VALUES (?1, 'open', 1, ?2)
+         ON CONFLICT (task_id) DO UPDATE SET state = 'open', outcome = NULL, heard = heard + 1, eager = 1,
+             attempts = IIF(eager, attempts, 0),
+             settle_at = MIN(COALESCE(settle_at, ?2), MAX(?2, asked_at + ?3))
+         WHERE state = 'open' OR outcome = 'gone'",
+    )
+    .bind(task_id)
+    .bind(ms(at + SETTLE_AFTER))
+    .bind(millis(EVIDENCE_INTERVAL))
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// The log names the owner: that overrides whatever was guessed, and frees what was held.

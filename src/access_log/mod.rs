@@ -2,15 +2,19 @@
 //!
 //! Entries become events at once ([`event`]); events queue for the intake, which commits them in groups. A full queue
 //! stops the reading of the streams, so that Envoy's own buffer fills instead of anything being dropped here. Envoy never
-//! waits for an answer and gets none until the stop, when the streams are ended so that the server can stop.
+//! waits for an answer and gets none until the stop, when the streams are ended so that the server can stop; what it had sent
+//! before it noticed is still taken.
 
 pub mod event;
 mod intake;
+
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogService;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +24,9 @@ use crate::lifecycle::Stopping;
 use crate::telemetry::{KindLabels, Metrics};
 use event::Event;
 pub use intake::Intake;
+
+/// How long Envoy may take to notice that a stream was ended: it takes milliseconds.
+const REST: Duration = Duration::from_secs(1);
 
 /// The gRPC service.
 pub struct AccessLog {
@@ -42,8 +49,17 @@ impl AccessLog {
     ) -> Self {
         Self { events, stop: stopping.stop.clone(), requests: requests.clone(), metrics }
     }
+}
 
-    async fn take(&self, message: StreamAccessLogsMessage, events: Option<&mpsc::Sender<Event>>) -> Result<(), Status> {
+/// One open stream, on its way to the intake.
+struct Reader {
+    events: Option<mpsc::Sender<Event>>,
+    metrics: Metrics,
+    _open: OpenStream,
+}
+
+impl Reader {
+    async fn take(&self, message: StreamAccessLogsMessage) -> Result<(), Status> {
         let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { return Ok(()) };
         let now = Timestamp::now();
         for entry in &entries.log_entry {
@@ -53,7 +69,7 @@ impl AccessLog {
                 Err(ignored) => ignored.kind(),
             };
             self.metrics.log_entries.get_or_create(&KindLabels { kind }).inc();
-            if let (Ok(event), Some(events)) = (extracted, events) {
+            if let (Ok(event), Some(events)) = (extracted, &self.events) {
                 // Waits while the queue is full. It only closes when the intake has died, and the process with it.
                 events.send(event).await.map_err(|_| Status::unavailable("stopping"))?;
                 self.metrics.intake_queued.inc();
@@ -61,21 +77,37 @@ impl AccessLog {
         }
         Ok(())
     }
-}
 
-/// Counts a stream for as long as it lives, however it ends.
-struct OpenStream<'a>(&'a Metrics);
-
-impl<'a> OpenStream<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.log_streams.inc();
-        Self(metrics)
+    /// Takes what Envoy had sent before it noticed that the stream was ended.
+    async fn take_the_rest(self, mut stream: Streaming<StreamAccessLogsMessage>) {
+        let rest = async {
+            while let Ok(Some(message)) = stream.message().await {
+                if self.take(message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(REST, rest).await.is_err() {
+            tracing::warn!(
+                "Envoy did not end an access-log stream in time: what it goes on to send is found by the sweep"
+            );
+        }
     }
 }
 
-impl Drop for OpenStream<'_> {
+/// Counts a stream for as long as it lives, however it ends.
+struct OpenStream(Gauge);
+
+impl OpenStream {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.log_streams.inc();
+        Self(metrics.log_streams.clone())
+    }
+}
+
+impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.log_streams.dec();
+        self.0.dec();
     }
 }
 
@@ -85,22 +117,27 @@ impl AccessLogService for AccessLog {
         &self,
         request: Request<Streaming<StreamAccessLogsMessage>>,
     ) -> Result<Response<StreamAccessLogsResponse>, Status> {
-        let _open = OpenStream::new(&self.metrics);
         let _request = self.requests.token();
         let events = match &self.events {
             Some(events) => Some(events.upgrade().ok_or_else(|| Status::unavailable("stopping"))?),
             None => None,
         };
+        let reader = Reader { events, metrics: self.metrics.clone(), _open: OpenStream::new(&self.metrics) };
         let mut stream = request.into_inner();
         loop {
             let message = tokio::select! {
                 // What has arrived is taken before the stream is ended.
                 biased;
                 message = stream.message() => message,
-                () = self.stop.cancelled() => break,
+                () = self.stop.cancelled() => {
+                    // The answer tells Envoy to keep what comes from now on. What is on its way meanwhile would be lost
+                    // with the stream.
+                    self.requests.spawn(reader.take_the_rest(stream));
+                    break;
+                }
             };
             match message {
-                Ok(Some(message)) => self.take(message, events.as_ref()).await?,
+                Ok(Some(message)) => reader.take(message).await?,
                 Ok(None) => break,
                 Err(status) => {
                     // Envoy went away; what it had not sent is found by the sweep.

@@ -292,3 +292,80 @@ async fn a_cost_that_cannot_be_read_is_not_taken_for_nothing() {
     assert!(edge.stack.runmesh.posts().is_empty());
     edge.finish_unbilled().await;
 }
+
+/// Headers in which an answer reports the usage of a task, as the stand-in knows it.
+fn usage_of(task: &str, cost: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("x-flowmesh-task-id", task.to_owned()),
+        ("x-flowmesh-task-status", "DONE".to_owned()),
+        ("x-flowmesh-task-cost", cost.to_owned()),
+        ("x-flowmesh-task-runtime-sec", "72.5".to_owned()),
+        ("x-flowmesh-task-cost-per-hour", "1.5".to_owned()),
+    ]
+}
+
+#[tokio::test]
+async fn usage_in_an_answer_is_billed_without_asking_flowmesh_and_the_client_does_not_see_it() {
+    let edge = Edge::start().await;
+    let (workflow, tasks) = edge.submit(ALICE.token, 1).await;
+    // The sweep must have told whose the task is.
+    answer(edge.get(&format!("/api/v1/workflows/{workflow}")).bearer_auth(ALICE.token)).await;
+    let (task, path) = (tasks[0].as_str(), format!("/api/v1/tasks/{}", tasks[0]));
+    wait_for("the sweep", SOON, async || {
+        let swept = edge.stack.tollgate.metric(r#"tollgate_sweeps_total{outcome="open"}"#).await;
+        swept.filter(|count| *count > 0.0)
+    })
+    .await
+    .expect("swept");
+    // From now on FlowMesh tells Tollgate nothing by itself.
+    edge.stack.flowmesh.fail_on(&format!("GET {path}"), Fault::status(500));
+    let headers = usage_of(task, "0.030208333333333334");
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    edge.stack.flowmesh.answer_with_headers("GET /api/v1/results/", &headers);
+    let read = answer(edge.get(&format!("/api/v1/results/{task}/logs")).bearer_auth(ALICE.token)).await;
+    assert!(!read.headers.iter().any(|(name, _)| name.starts_with("x-flowmesh-task-")), "{read:?}");
+    let entries = edge.entries(1).await;
+    assert_eq!((entries[0].task_id.as_str(), entries[0].cost.as_str()), (task, "0.030208333333333334"));
+    assert_eq!((entries[0].user_sub.as_str(), entries[0].duration_sec), (ALICE.sub, 72));
+    // The same again, and FlowMesh's own word, change nothing.
+    edge.stack.flowmesh.heal();
+    answer(edge.get(&format!("/api/v1/results/{task}/logs")).bearer_auth(ALICE.token)).await;
+    edge.stack.flowmesh.complete(task, Outcome::done(72.5, 1.5));
+    answer(edge.get(&format!("{path}?view=status")).bearer_auth(ALICE.token)).await;
+    edge.quiet().await;
+    assert_eq!(edge.stack.runmesh.posts().len(), 1);
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn usage_that_a_served_task_makes_up_is_nobodys_bill() {
+    let edge = Edge::start().await;
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    let headers = usage_of(&tasks[0], "9999");
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    edge.stack.flowmesh.answer_with_headers("GET /api/v1/serve/", &headers);
+    let served = answer(edge.get(&format!("/api/v1/serve/tasks/{}/v1/models", tasks[0]))).await;
+    assert_eq!(served.status, 200);
+    edge.stack.flowmesh.complete(&tasks[0], Outcome::done(1.0, 1.5));
+    answer(edge.get(&format!("/api/v1/tasks/{}?view=status", tasks[0])).bearer_auth(ALICE.token)).await;
+    edge.entries(1).await;
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_wrong_secret_pauses_posting_with_an_alarm_and_a_right_one_ends_the_pause() {
+    let edge = Edge::start().await;
+    edge.stack.runmesh.fail_entries_with(Fault::status(401));
+    let (_, tasks) = edge.submit(ALICE.token, 3).await;
+    for task in &tasks {
+        edge.post_result(ACME.token, task).await;
+    }
+    edge.metric("tollgate_posting_paused", 1.0).await;
+    let alarms = || edge.stack.tollgate.lines().iter().filter(|line| line.contains("ALARM")).count();
+    assert!(alarms() >= 1, "{:#?}", edge.stack.tollgate.lines());
+    edge.metric("tollgate_charges_rejected", 0.0).await;
+    edge.stack.runmesh.heal();
+    edge.entries(3).await;
+    edge.metric("tollgate_posting_paused", 0.0).await;
+    edge.finish().await;
+}

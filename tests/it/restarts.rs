@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tollgate_local::stack::{ALICE, BOB, Person, wait_for};
+use tollgate_local::stack::{ALICE, Person, wait_for};
 use tollgate_local::standin::Outcome;
 
-use crate::harness::{Edge, SOON};
+use crate::harness::{Edge, SOON, answer};
 
 const CLIENTS: usize = 16;
-/// Of so many requests of a client one is a submission.
+/// After a submission a client asks so many times how it is going, with pauses as somebody would make who polls. Without
+/// them the clients alone would keep a small machine busy, and a restart would take as long as they let it.
 const READS: usize = 8;
+const PAUSE: Duration = Duration::from_millis(40);
 
 /// Clients that submit and read in a loop until they are stopped.
 struct Load {
@@ -23,11 +26,12 @@ struct Load {
 }
 
 impl Load {
-    fn start(edge: &Edge, people: &[Person]) -> Self {
+    /// All of one person: where a log entry is lost, a workflow that could be either of two people's is rightly held.
+    fn start(edge: &Edge, person: Person) -> Self {
         let (mut clients, answered, stop) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)), CancellationToken::new());
-        for person in people.iter().cycle().take(CLIENTS) {
+        for _ in 0..CLIENTS {
             let (http, url) = (edge.http.clone(), edge.stack.envoy.edge_url().to_owned());
-            clients.spawn(work(http, url, *person, answered.clone(), stop.clone()));
+            clients.spawn(work(http, url, person, answered.clone(), stop.clone()));
         }
         Self { clients, answered, stop }
     }
@@ -72,6 +76,7 @@ async fn work(
                 tasks.push(body["tasks"][0]["task_id"].as_str().expect("a task").to_owned());
             }
             answered.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
         }
     }
     tasks
@@ -83,14 +88,25 @@ async fn bill(edge: Edge, tasks: &[String]) {
     for task in tasks {
         assert!(edge.stack.flowmesh.complete(task, Outcome::done(1.0, 1.5)), "{task}");
     }
-    edge.entries(tasks.len()).await;
+    // Whoever polls sees the end, and so does the log. What nobody asks after is the sweep's, which takes its time.
+    let all_billed = async || {
+        let entries = edge.stack.runmesh.entries();
+        let missing = tasks.iter().filter(|task| !entries.iter().any(|entry| entry.task_id == **task));
+        let missing: Vec<&String> = missing.collect();
+        for task in &missing {
+            answer(edge.get(&format!("/api/v1/tasks/{task}?view=status")).bearer_auth(ALICE.token)).await;
+        }
+        missing.is_empty().then_some(())
+    };
+    let billed = wait_for("every task to be billed", 3 * SOON, all_billed).await;
+    billed.unwrap_or_else(|error| panic!("{error}; {:#?}", edge.stack.tollgate.lines()));
     edge.finish().await;
 }
 
 #[tokio::test]
 async fn an_orderly_restart_under_load_fails_no_request_and_bills_everything_once() {
     let mut edge = Edge::with(&[("TOLLGATE_LOG", "info")]).await;
-    let load = Load::start(&edge, &[ALICE, BOB]);
+    let load = Load::start(&edge, ALICE);
     load.goes_on().await;
     assert!(edge.stack.tollgate.terminate().await.expect("stopped").success());
     edge.stack.tollgate.restart().await.expect("restarted");
@@ -102,8 +118,7 @@ async fn an_orderly_restart_under_load_fails_no_request_and_bills_everything_onc
 #[tokio::test]
 async fn a_kill_and_a_restart_under_load_fail_no_request_and_bill_everything_once() {
     let mut edge = Edge::with(&[("TOLLGATE_LOG", "info")]).await;
-    // Of one person: where log entries are lost, a workflow that could be either of two people's is rightly held.
-    let load = Load::start(&edge, &[ALICE]);
+    let load = Load::start(&edge, ALICE);
     load.goes_on().await;
     edge.stack.tollgate.kill_hard().await.expect("killed");
     edge.stack.tollgate.restart().await.expect("restarted");

@@ -43,7 +43,7 @@ pub enum Event {
     /// Somebody looked at the task or moved its artifacts: ask once, if it is not settled.
     TaskTouched { task_id: String },
     /// The answer itself says what the task cost.
-    UsageReported { task_id: String, usage: Usage },
+    UsageReported { task_id: String, usage: Box<Usage> },
     /// The workflow has ended or was cancelled, or its state was read: ask after its tasks.
     WorkflowSeen { workflow_id: String },
 }
@@ -180,7 +180,7 @@ fn reported_usage(
     let status = field("status").filter(|status| is_terminal(status))?;
     let (cost, runtime_sec, cost_per_hour) = (field("cost"), field("runtime_sec"), field("cost_per_hour"));
     Some(match usage::reported(status, cost, runtime_sec, cost_per_hour, supplier_id) {
-        Some(usage) => Event::UsageReported { task_id, usage },
+        Some(usage) => Event::UsageReported { task_id, usage: Box::new(usage) },
         None => Event::TaskEnded { task_id },
     })
 }

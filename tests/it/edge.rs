@@ -263,6 +263,11 @@ async fn a_tollgate_that_is_down_or_hangs_is_a_503_and_never_a_way_in() {
         assert!(sent.expect("kill runs").success());
     };
     signal("-STOP");
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    wait_for("the process to stand still", SOON, async || (state() == Some('T')).then_some(())).await.expect("stopped");
     let hung = answer(edge.get("/api/v1/tasks").bearer_auth(ALICE.token)).await;
     signal("-CONT");
     edge.stack.tollgate.kill_hard().await.expect("killed");

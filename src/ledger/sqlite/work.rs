@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{charges, ms, submissions};
 use crate::access_log::event::Event;
-use crate::ledger::{Attribution, DueTask, Settled, Settlement};
+use crate::ledger::{Attribution, DueTask, Settled, Settlement, Usage};
 
 /// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
 const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
@@ -44,7 +44,7 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
                     .fetch_optional(&mut *tx)
                     .await?;
             let Some(workflow_id) = workflow_id.flatten() else { return task_ended(tx, task_id, at).await };
-            let settlement = Settlement::Usage(usage.clone());
+            let settlement = Settlement::Usage(Usage::clone(usage));
             match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
                 Settled::Deferred => task_ended(tx, task_id, at).await,
                 _ => Ok(()),

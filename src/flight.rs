@@ -1,10 +1,11 @@
 //! One call for all who ask for the same thing at the same time.
 //!
 //! A call runs in a task of its own, so whoever goes away takes nobody with it, not even the one who started it. Calls of
-//! different keys never wait for each other, but for a place among those that may be in flight at once. A call has one
-//! time limit for everything, the wait for its place included, and so many may wait and no more: callers that leave at
-//! once could else pile them up. Nothing is remembered here: who wants to keep an answer
-//! does so in the moment it lands, and is not asked when the call was forgotten meanwhile.
+//! different keys never wait for each other, but for a place among those that may be in flight at once. Nobody waits long
+//! for a place, and a call that has one has its whole time: a queue in which calls begin with what is left of their time
+//! would, once it is full, cut all of them off and never get empty again. So many may wait and no more: callers that
+//! leave at once could else pile them up. Nothing is remembered here: who wants to keep an answer does so in the moment it
+//! lands, and is not asked when the call was forgotten meanwhile.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -17,18 +18,35 @@ use tokio_util::task::TaskTracker;
 
 use crate::upstream::CallError;
 
+/// How much longer than the time limit of its HTTP client a call gets: the client's error says more.
+pub const GRACE: Duration = Duration::from_millis(200);
+
 /// What a call came to.
 pub type Answer<T> = Result<T, Arc<CallError>>;
 
 /// How many and how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Calls in flight at once.
+    /// Calls in flight at once, beside the reserved ones.
     pub in_flight: usize,
+    /// Calls in flight at once at [`Place::Reserved`].
+    pub reserved: usize,
     /// Calls that wait for their place, at most.
     pub waiting: usize,
-    /// For one call, from when it was asked for.
+    /// For a call to get its place.
+    pub wait: Duration,
+    /// For a call that has its place.
     pub limit: Duration,
+}
+
+/// Where a call gets its place from.
+#[derive(Debug, Clone)]
+pub enum Place {
+    Any,
+    /// One of those that only such calls take.
+    Reserved,
+    /// Any, within the share of whoever asks, so that nobody takes all of them.
+    Share(Arc<Semaphore>),
 }
 
 /// The calls of one kind. Cheap to clone.
@@ -41,6 +59,7 @@ pub struct Flights<K, T> {
 struct Shared<K, T> {
     under_way: Mutex<UnderWay<K, T>>,
     places: Semaphore,
+    reserved: Semaphore,
     bounds: Bounds,
     tasks: TaskTracker,
 }
@@ -60,7 +79,11 @@ struct Call<T> {
 
 /// A wait for an answer.
 #[derive(Debug)]
-pub struct Ticket<T>(watch::Receiver<Option<Answer<T>>>);
+pub struct Ticket<T> {
+    answer: watch::Receiver<Option<Answer<T>>>,
+    /// Whether the call was begun for who holds this.
+    pub is_own: bool,
+}
 
 /// What [`Flights::join`] found.
 #[derive(Debug)]
@@ -85,7 +108,8 @@ where
     pub fn new(bounds: Bounds) -> Self {
         let under_way = Mutex::new(UnderWay { calls: HashMap::new(), started: 0 });
         let places = Semaphore::new(bounds.in_flight);
-        Self { shared: Arc::new(Shared { under_way, places, bounds, tasks: TaskTracker::new() }) }
+        let reserved = Semaphore::new(bounds.reserved);
+        Self { shared: Arc::new(Shared { under_way, places, reserved, bounds, tasks: TaskTracker::new() }) }
     }
 
     /// Joins the call for `key` that is under way, or starts one. Between the two `known` is asked: a call may have landed
@@ -93,6 +117,7 @@ where
     pub fn join<F>(
         &self,
         key: K,
+        place: Place,
         known: impl FnOnce() -> Option<T>,
         call: impl FnOnce() -> F + Send + 'static,
         keep: impl FnOnce(&Answer<T>) + Send + 'static,
@@ -102,15 +127,15 @@ where
     {
         let mut under_way = self.shared.lock();
         if let Some(call) = under_way.calls.get(&key) {
-            return Joined::Waits(Ticket(call.answer.clone()));
+            return Joined::Waits(Ticket { answer: call.answer.clone(), is_own: false });
         }
         if let Some(known) = known() {
             return Joined::Known(known);
         }
         // Forgotten calls are not in the map and yet under way.
         if self.shared.tasks.len() >= self.shared.bounds.in_flight + self.shared.bounds.waiting {
-            let (_, full) = watch::channel(Some(Err(Arc::new(CallError::Busy))));
-            return Joined::Waits(Ticket(full));
+            let (_, answer) = watch::channel(Some(Err(Arc::new(CallError::Busy))));
+            return Joined::Waits(Ticket { answer, is_own: true });
         }
         under_way.started += 1;
         let number = under_way.started;
@@ -120,12 +145,12 @@ where
 
         let landing = Landing { shared: self.shared.clone(), key, number };
         self.shared.tasks.spawn(async move {
-            let answer = landing.shared.run(call).await.map_err(Arc::new);
+            let answer = landing.shared.run(place, call).await.map_err(Arc::new);
             landing.land(|| keep(&answer));
             // Nobody may be waiting any more.
             let _ = sender.send(Some(answer));
         });
-        Joined::Waits(Ticket(answer))
+        Joined::Waits(Ticket { answer, is_own: true })
     }
 
     /// Whoever asks from now on gets a new call, and the answers of these are kept by nobody; who waits for them still
@@ -138,20 +163,22 @@ where
         }
     }
 
-    /// Calls in flight, without those that wait for a place.
+    /// Calls in flight, and calls that wait for a place.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.shared.bounds.in_flight.saturating_sub(self.shared.places.available_permits())
+    pub fn figures(&self) -> (usize, usize) {
+        let free = self.shared.places.available_permits() + self.shared.reserved.available_permits();
+        let in_flight = (self.shared.bounds.in_flight + self.shared.bounds.reserved).saturating_sub(free);
+        (in_flight, self.shared.tasks.len().saturating_sub(in_flight))
     }
 }
 
 impl<T: Clone> Ticket<T> {
-    /// Waits for the answer, no longer than the time limit of the call.
+    /// Waits for the answer, no longer than the time limits of the call.
     ///
     /// # Errors
     /// What went wrong with the call.
     pub async fn answer(mut self) -> Answer<T> {
-        match self.0.wait_for(Option::is_some).await.as_deref() {
+        match self.answer.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(answer)) => answer.clone(),
             // Its task panicked, or the process is ending.
             _ => Err(Arc::new(CallError::Aborted)),
@@ -165,17 +192,21 @@ impl<K, T> Shared<K, T> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run<F>(&self, call: impl FnOnce() -> F) -> Result<T, CallError>
+    async fn run<F>(&self, place: Place, call: impl FnOnce() -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, CallError>>,
     {
-        let end = Instant::now() + self.bounds.limit;
-        let Ok(Ok(_place)) = timeout_at(end, self.places.acquire()).await else { return Err(CallError::Busy) };
-        // A place that is free only because its call had the same time limit is of no use.
-        if Instant::now() >= end {
-            return Err(CallError::Busy);
-        }
-        timeout_at(end, call()).await.unwrap_or(Err(CallError::Timeout))
+        let until = Instant::now() + self.bounds.wait;
+        let _share = match &place {
+            Place::Share(share) => match timeout_at(until, share.acquire()).await {
+                Ok(Ok(share)) => Some(share),
+                _ => return Err(CallError::OverShare),
+            },
+            Place::Any | Place::Reserved => None,
+        };
+        let places = if matches!(place, Place::Reserved) { &self.reserved } else { &self.places };
+        let Ok(Ok(_place)) = timeout_at(until, places.acquire()).await else { return Err(CallError::Busy) };
+        timeout_at(Instant::now() + self.bounds.limit, call()).await.unwrap_or(Err(CallError::Timeout))
     }
 }
 
@@ -221,7 +252,8 @@ mod tests {
     use super::*;
 
     fn flights(in_flight: usize) -> Flights<&'static str, u32> {
-        Flights::new(Bounds { in_flight, waiting: 1, limit: Duration::from_secs(5) })
+        let (wait, limit) = (Duration::from_secs(1), Duration::from_secs(5));
+        Flights::new(Bounds { in_flight, reserved: 0, waiting: 1, wait, limit })
     }
 
     fn waits(joined: Joined<u32>) -> Ticket<u32> {
@@ -233,9 +265,20 @@ mod tests {
 
     /// Joins a call that answers when it is let.
     fn join(flights: &Flights<&'static str, u32>, key: &'static str, gate: &Arc<Notify>, answer: u32) -> Ticket<u32> {
+        join_at(flights, Place::Any, key, gate, answer)
+    }
+
+    fn join_at(
+        flights: &Flights<&'static str, u32>,
+        place: Place,
+        key: &'static str,
+        gate: &Arc<Notify>,
+        answer: u32,
+    ) -> Ticket<u32> {
         let gate = gate.clone();
         waits(flights.join(
             key,
+            place,
             || None,
             move || async move {
                 gate.notified().await;
@@ -253,6 +296,7 @@ mod tests {
             let calls = calls.clone();
             waits(flights.join(
                 "a",
+                Place::Any,
                 || None,
                 move || async move {
                     calls.fetch_add(1, Ordering::SeqCst);
@@ -281,20 +325,56 @@ mod tests {
         now.notify_one();
         let mut third = Box::pin(join(&flights, "c", &now, 3).answer());
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut third).await.is_err());
-        assert_eq!(flights.in_flight(), 2);
+        assert_eq!(flights.figures(), (2, 1));
         never.notify_one();
         assert_eq!(third.await.expect("answered"), 3);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_has_one_limit_and_says_what_it_waited_for() {
+    async fn a_call_waits_for_its_place_only_so_long_and_says_what_it_waited_for() {
         let flights = flights(1);
         let never = Arc::new(Notify::new());
+        let start = Instant::now();
         let first = join(&flights, "a", &never, 1);
         let second = join(&flights, "b", &never, 2);
-        assert!(matches!(*first.answer().await.expect_err("too slow"), CallError::Timeout));
         assert!(matches!(*second.answer().await.expect_err("no place"), CallError::Busy));
-        assert_eq!(flights.in_flight(), 0);
+        assert_eq!(start.elapsed().as_secs(), 1);
+        assert!(matches!(*first.answer().await.expect_err("too slow"), CallError::Timeout));
+        assert_eq!(start.elapsed().as_secs(), 5);
+        tokio::task::yield_now().await;
+        assert_eq!(flights.figures(), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_got_its_place_late_has_its_whole_time() {
+        let flights = flights(1);
+        let (first, second) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let before = join(&flights, "a", &first, 1);
+        let late = join(&flights, "b", &second, 2);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        first.notify_one();
+        assert_eq!(before.answer().await.expect("answered"), 1);
+        tokio::time::sleep(Duration::from_millis(4900)).await;
+        second.notify_one();
+        assert_eq!(late.answer().await.expect("answered"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_takes_more_than_their_share_and_none_of_the_reserved_places() {
+        let (wait, limit) = (Duration::from_secs(1), Duration::from_secs(5));
+        let flights = Flights::new(Bounds { in_flight: 2, reserved: 1, waiting: 9, wait, limit });
+        let (never, now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let share = Place::Share(Arc::new(Semaphore::new(1)));
+        let _held = join_at(&flights, share.clone(), "a", &never, 1);
+        let over = join_at(&flights, share, "b", &never, 2);
+        now.notify_one();
+        let other = join_at(&flights, Place::Share(Arc::new(Semaphore::new(1))), "c", &now, 3);
+        assert_eq!(other.answer().await.expect("its own share"), 3);
+        assert!(matches!(*over.answer().await.expect_err("too many"), CallError::OverShare));
+        let _fills = join(&flights, "d", &never, 4);
+        assert!(matches!(*join(&flights, "e", &never, 5).answer().await.expect_err("full"), CallError::Busy));
+        now.notify_one();
+        assert_eq!(join_at(&flights, Place::Reserved, "f", &now, 6).answer().await.expect("reserved"), 6);
     }
 
     #[tokio::test]
@@ -319,7 +399,7 @@ mod tests {
             let (reads, writes) = (cache.clone(), cache.clone());
             let known = move || *reads.lock().expect("no panic");
             let keep = move |answer: &Answer<u32>| *writes.lock().expect("no panic") = answer.as_ref().ok().copied();
-            let joined = flights.join("a", known, || async { Ok(1) }, keep);
+            let joined = flights.join("a", Place::Any, known, || async { Ok(1) }, keep);
             match joined {
                 Joined::Waits(ticket) => assert_eq!((expected, ticket.answer().await.expect("answered")), ("call", 1)),
                 Joined::Known(known) => assert_eq!((expected, known), ("cache", 1)),
@@ -341,6 +421,7 @@ mod tests {
                 };
                 waits(flights.join(
                     "a",
+                    Place::Any,
                     || None,
                     call,
                     move |_| {
@@ -367,7 +448,7 @@ mod tests {
     async fn a_call_that_panics_is_an_error_and_in_nobodys_way() {
         let flights = flights(1);
         let call = || async { panic!("as the test wants") };
-        let ticket = waits(flights.join("a", || None, call, |_| {}));
+        let ticket = waits(flights.join("a", Place::Any, || None, call, |_| {}));
         assert!(matches!(*ticket.answer().await.expect_err("no answer"), CallError::Aborted));
         let now = Arc::new(Notify::new());
         now.notify_one();

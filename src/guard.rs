@@ -5,9 +5,10 @@
 //! preflight; nothing is remembered past it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Limits;
-use crate::flight::{Bounds, Flights, Joined};
+use crate::flight::{Bounds, Flights, GRACE, Joined, Place};
 use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -41,8 +42,12 @@ impl Guard {
     pub fn new(runmesh: Runmesh, limits: &Limits, metrics: Metrics) -> Self {
         let flights = Flights::new(Bounds {
             in_flight: limits.preflights_in_flight,
+            reserved: 0,
             waiting: limits.calls_waiting,
-            limit: limits.preflight_timeout,
+            // Where there is none, a submission passes.
+            wait: Duration::ZERO,
+            // A little above the client's own, whose error says more.
+            limit: limits.preflight_timeout + GRACE,
         });
         Self { runmesh, flights, metrics }
     }
@@ -55,7 +60,7 @@ impl Guard {
         };
         let (runmesh, asked) = (self.runmesh.clone(), email.clone());
         let call = move || async move { runmesh.preflight(&asked).await };
-        let answer = match self.flights.join((principal.id.clone(), email.clone()), || None, call, |_| {}) {
+        let answer = match self.flights.join((principal.id.clone(), email.clone()), Place::Any, || None, call, |_| {}) {
             Joined::Known(balance) => Ok(balance),
             Joined::Waits(ticket) => ticket.answer().await,
         };
@@ -75,10 +80,10 @@ impl Guard {
         }
     }
 
-    /// Preflights in flight, for the gauge.
+    /// Preflights in flight, for the gauge; none waits for a place.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.flights.in_flight()
+        self.flights.figures().0
     }
 
     fn count(&self, outcome: &'static str) {
@@ -88,7 +93,7 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use secrecy::SecretString;
     use serde_json::json;

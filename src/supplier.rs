@@ -2,9 +2,11 @@
 //!
 //! A directory of workers is kept from FlowMesh's list and looked up on a miss; which worker runs a task is asked and
 //! remembered. Nothing here refuses a request or delays it past
-//! [`supplier_timeout`](crate::config::Limits::supplier_timeout); a look-up that takes longer goes on for whoever comes
-//! next, and while FlowMesh does not answer nobody waits for it at all. Then the supplier is unknown, and counted so.
+//! [`supplier_timeout`](crate::config::Limits::supplier_timeout). A look-up that takes longer goes on for whoever comes next,
+//! and nobody waits for it again; when several of them take too long nobody waits for any. Then the supplier is unknown,
+//! and counted so. One odd answer, such as a task of many MiB, concerns that task alone.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,16 +15,18 @@ use moka::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Limits, is_visible_ascii};
-use crate::flight::{Answer, Bounds, Flights, Joined};
+use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place};
 use crate::lifecycle::TaskError;
 use crate::route::is_id;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
 use crate::upstream::flowmesh::{FlowMesh, Worker};
 
-/// After FlowMesh failed to answer, requests go without a supplier for so long rather than wait for it again.
+/// For so long requests go without a supplier rather than wait again for a look-up that took too long.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long "no such worker", "no namespace" and "not assigned yet" are believed.
+/// After look-ups of so many different things in a row took too long, it is FlowMesh itself.
+const SLOW_KEYS: usize = 3;
+/// How long "no such worker", "no namespace", "not assigned yet" and odd answers are believed.
 const NOTHING_TTL: Duration = Duration::from_secs(5);
 /// An assignment changes when a task is retried.
 const TASK_TTL: Duration = Duration::from_secs(5);
@@ -56,9 +60,18 @@ struct Inner {
     refresh: Duration,
     known: Cache<Key, Found>,
     flights: Flights<Key, Found>,
-    /// When FlowMesh last gave no answer.
-    failed: Mutex<Option<Instant>>,
+    /// What is not waited for now.
+    slow: Cache<Key, ()>,
+    trouble: Mutex<Trouble>,
     metrics: Metrics,
+}
+
+/// Whether FlowMesh itself is slow.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// What took too long since the last answer.
+    keys: HashSet<Key>,
+    paused_until: Option<Instant>,
 }
 
 /// How long each thing is believed.
@@ -99,10 +112,13 @@ impl Suppliers {
             known: Cache::builder().max_capacity(limits.supplier_cache_entries).expire_after(ttl).build(),
             flights: Flights::new(Bounds {
                 in_flight: limits.supplier_lookups_in_flight,
+                reserved: 0,
                 waiting: limits.calls_waiting,
-                limit: limits.supplier_lookup_timeout,
+                wait: limits.place_wait,
+                limit: limits.supplier_lookup_timeout + GRACE,
             }),
-            failed: Mutex::new(None),
+            slow: Cache::builder().max_capacity(limits.supplier_cache_entries).time_to_live(PAUSE).build(),
+            trouble: Mutex::default(),
             metrics,
         }))
     }
@@ -110,18 +126,26 @@ impl Suppliers {
     /// The supplier of what a request is about; `None` when unknown.
     pub async fn resolve(&self, subject: Subject<'_>) -> Option<Arc<str>> {
         let inner = &self.0;
-        let found = tokio::time::timeout(inner.limit, inner.find(subject)).await.unwrap_or_else(|_| {
-            inner.has_failed();
+        let found = tokio::time::timeout(inner.limit, inner.find(subject, Patience::None)).await.unwrap_or_else(|_| {
+            inner.took_too_long(&match subject {
+                Subject::Worker(id) => Key::Worker(id.to_owned()),
+                Subject::Task(id) => Key::Task(id.to_owned()),
+            });
             Err(Arc::new(CallError::Timeout))
         });
-        let outcome = match &found {
-            Ok(Some(_)) => "found",
-            Ok(None) => "none",
-            Err(error) => error.kind(),
-        };
-        inner.metrics.suppliers.get_or_create(&OutcomeLabels { outcome }).inc();
+        inner.count(&found);
         found.unwrap_or_else(|error| {
             tracing::debug!(?subject, %error, "supplier unknown: {error}");
+            None
+        })
+    }
+
+    /// The supplier of a charge, for which nobody waits; `None` when FlowMesh names none or does not answer.
+    pub async fn of_charge(&self, worker: &str) -> Option<Arc<str>> {
+        let found = self.0.find(Subject::Worker(worker), Patience::OneCall).await;
+        self.0.count(&found);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(worker, %error, "a charge goes without its supplier, worker {worker} is unknown: {error}");
             None
         })
     }
@@ -134,7 +158,8 @@ impl Suppliers {
         let inner = self.0;
         let mut failing = false;
         loop {
-            match inner.flowmesh.workers().await {
+            let Some(workers) = stop.run_until_cancelled(inner.flowmesh.workers()).await else { return Ok(()) };
+            match workers {
                 Ok(workers) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("worker directory is read again");
@@ -156,41 +181,48 @@ impl Suppliers {
         }
     }
 
-    /// Workers and task assignments in memory, and look-ups in flight, for the gauges.
+    /// Workers and task assignments in memory, look-ups in flight, and those that wait for a place, for the gauges.
     #[must_use]
-    pub fn figures(&self) -> (u64, usize) {
+    pub fn figures(&self) -> (u64, usize, usize) {
         self.0.known.run_pending_tasks();
-        (self.0.known.entry_count(), self.0.flights.in_flight())
+        let (in_flight, waiting) = self.0.flights.figures();
+        (self.0.known.entry_count(), in_flight, waiting)
     }
 }
 
+/// How long a look-up is worth waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Not while it is known to take long.
+    None,
+    /// As long as a call may take.
+    OneCall,
+}
+
 impl Inner {
-    async fn find(self: &Arc<Self>, subject: Subject<'_>) -> Answer<Found> {
+    async fn find(self: &Arc<Self>, subject: Subject<'_>, patience: Patience) -> Answer<Found> {
         let worker = match subject {
             Subject::Worker(id) => id.to_owned(),
-            Subject::Task(id) => match self.look_up(Key::Task(id.to_owned())).await? {
+            Subject::Task(id) => match self.look_up(Key::Task(id.to_owned()), patience).await? {
                 Some(worker) => worker.to_string(),
                 None => return Ok(None),
             },
         };
-        self.look_up(Key::Worker(worker)).await
+        self.look_up(Key::Worker(worker), patience).await
     }
 
-    async fn look_up(self: &Arc<Self>, key: Key) -> Answer<Found> {
+    async fn look_up(self: &Arc<Self>, key: Key, patience: Patience) -> Answer<Found> {
         if let Some(known) = self.known.get(&key) {
             return Ok(known);
         }
-        if self.failed().is_some_and(|at| at.elapsed() < PAUSE) {
+        if patience == Patience::None && self.is_slow(&key) {
             return Err(Arc::new(CallError::Paused));
         }
         let (inner, asked) = (self.clone(), key.clone());
         let call = move || async move { inner.ask(&asked).await };
         let (inner, kept) = (self.clone(), key.clone());
-        let keep = move |answer: &Answer<Found>| match answer {
-            Ok(found) => inner.known.insert(kept, found.clone()),
-            Err(_) => inner.has_failed(),
-        };
-        match self.flights.join(key.clone(), || self.known.get(&key), call, keep) {
+        let keep = move |answer: &Answer<Found>| inner.keep(kept, answer);
+        match self.flights.join(key.clone(), Place::Any, || self.known.get(&key), call, keep) {
             Joined::Known(known) => Ok(known),
             Joined::Waits(ticket) => ticket.answer().await,
         }
@@ -206,12 +238,45 @@ impl Inner {
         })
     }
 
-    fn failed(&self) -> Option<Instant> {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keep(&self, key: Key, answer: &Answer<Found>) {
+        match answer {
+            Ok(found) => {
+                self.known.insert(key, found.clone());
+                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Trouble::default();
+            }
+            Err(error) => match **error {
+                CallError::Timeout | CallError::Network(_) | CallError::Status { status: 500.., .. } => {
+                    self.took_too_long(&key);
+                }
+                CallError::TooLarge(_) | CallError::Malformed(_) | CallError::Status { .. } => {
+                    self.known.insert(key, None);
+                }
+                CallError::Busy | CallError::OverShare | CallError::Paused | CallError::Aborted => {}
+            },
+        }
     }
 
-    fn has_failed(&self) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    fn is_slow(&self, key: &Key) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.paused_until.is_some_and(|until| Instant::now() < until) || self.slow.contains_key(key)
+    }
+
+    fn took_too_long(&self, key: &Key) {
+        self.slow.insert(key.clone(), ());
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.keys.insert(key.clone());
+        if trouble.keys.len() >= SLOW_KEYS {
+            *trouble = Trouble { keys: HashSet::new(), paused_until: Some(Instant::now() + PAUSE) };
+        }
+    }
+
+    fn count(&self, found: &Answer<Found>) {
+        let outcome = match found {
+            Ok(Some(_)) => "found",
+            Ok(None) => "none",
+            Err(error) => error.kind(),
+        };
+        self.metrics.suppliers.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 }
 
@@ -297,6 +362,31 @@ mod tests {
         assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
         assert_eq!(calls(&server).await, 1);
         assert_eq!((counted(&suppliers, "timeout"), counted(&suppliers, "paused")), (1, 49));
+    }
+
+    #[tokio::test]
+    async fn one_huge_task_hides_no_other_supplier() {
+        let huge = ResponseTemplate::new(200).set_body_string("x".repeat(2 << 20));
+        let (server, suppliers) = suppliers(&Limits::default(), worker(), huge).await;
+        for _ in 0..3 {
+            assert_eq!(suppliers.resolve(Subject::Task("tsk-1")).await, None);
+        }
+        assert_eq!(suppliers.resolve(Subject::Worker("wrk-1")).await.as_deref(), Some("acme"));
+        assert_eq!(calls(&server).await, 2, "the huge one is not read again and again");
+    }
+
+    #[tokio::test]
+    async fn when_several_look_ups_take_too_long_nobody_waits_for_any_but_a_charge() {
+        let hangs = ResponseTemplate::new(200).set_delay(Duration::from_secs(5));
+        let (server, suppliers) = suppliers(&Limits::default(), worker(), task()).await;
+        Mock::given(wiremock::matchers::path_regex("slow")).respond_with(hangs).mount(&server).await;
+        for id in ["slow-1", "slow-2", "slow-3"] {
+            assert_eq!(suppliers.resolve(Subject::Task(id)).await, None);
+        }
+        assert_eq!(suppliers.resolve(Subject::Worker("wrk-1")).await, None);
+        assert_eq!((counted(&suppliers, "timeout"), counted(&suppliers, "paused")), (3, 1));
+        assert_eq!(suppliers.of_charge("wrk-1").await.as_deref(), Some("acme"));
+        assert_eq!(suppliers.resolve(Subject::Worker("wrk-1")).await.as_deref(), Some("acme"), "known now");
     }
 
     #[tokio::test]

@@ -42,9 +42,11 @@ pub struct Gauges {
     refused: Gauge,
     sources: Gauge,
     introspections: Gauge,
+    introspections_waiting: Gauge,
     preflights: Gauge,
     suppliers: Gauge,
     lookups: Gauge,
+    lookups_waiting: Gauge,
     open_submissions: Gauge,
     open_workflows: Gauge,
     held_workflows: Gauge,
@@ -68,9 +70,13 @@ impl Gauges {
         add("tollgate_identity_refused_entries", "Refused tokens in memory", &gauges.refused);
         add("tollgate_identity_sources", "Sources with refused tokens counted", &gauges.sources);
         add("tollgate_introspections_in_flight", "Calls to lum.id in flight", &gauges.introspections);
+        let help = "Calls to lum.id that wait for their place";
+        add("tollgate_introspections_waiting", help, &gauges.introspections_waiting);
         add("tollgate_preflights_in_flight", "Balance preflights in flight", &gauges.preflights);
         add("tollgate_supplier_cache_entries", "Workers and task assignments in memory", &gauges.suppliers);
         add("tollgate_supplier_lookups_in_flight", "Supplier look-ups in flight", &gauges.lookups);
+        let help = "Supplier look-ups that wait for their place";
+        add("tollgate_supplier_lookups_waiting", help, &gauges.lookups_waiting);
         if with_ledger {
             add("tollgate_open_submissions", "Submissions of which no workflow is known", &gauges.open_submissions);
             add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
@@ -90,16 +96,18 @@ impl Gauges {
 
     fn set(&self, admin: &Admin) {
         let identity = admin.identity.figures();
-        let (suppliers, lookups) = admin.suppliers.figures();
+        let (suppliers, lookups, lookups_waiting) = admin.suppliers.figures();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         set_all([
             (&self.identities, identity.active),
             (&self.refused, identity.refused),
             (&self.sources, identity.sources),
             (&self.introspections, count(identity.in_flight)),
+            (&self.introspections_waiting, count(identity.waiting)),
             (&self.preflights, count(admin.guard.as_ref().map_or(0, Guard::in_flight))),
             (&self.suppliers, suppliers),
             (&self.lookups, count(lookups)),
+            (&self.lookups_waiting, count(lookups_waiting)),
         ]);
     }
 

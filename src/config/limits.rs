@@ -13,8 +13,14 @@ pub struct Limits {
     pub refused_cache_entries: u64,
     /// How long a refusal of lum.id is trusted: a token that was just made must not be refused for longer.
     pub refused_cache_ttl: Duration,
-    /// Calls to lum.id in flight at once.
+    /// Calls to lum.id in flight at once for unknown tokens.
     pub introspections_in_flight: usize,
+    /// And for tokens that are known already: a flood of unknown ones cannot keep them from being refreshed.
+    pub introspections_reserved: usize,
+    /// Calls to lum.id in flight at once for the unknown tokens of one source.
+    pub introspections_per_source: usize,
+    /// How long a call waits for its place.
+    pub place_wait: Duration,
     /// Calls that wait for a place among those to lum.id, or to Runmesh, or to FlowMesh; past it none is begun.
     pub calls_waiting: usize,
     /// How many refused tokens a source may bring at once before it is told to wait…
@@ -76,7 +82,10 @@ impl Default for Limits {
             identity_cache_ttl: Duration::from_mins(1),
             refused_cache_entries: 10_000,
             refused_cache_ttl: Duration::from_secs(5),
-            introspections_in_flight: 256,
+            introspections_in_flight: 192,
+            introspections_reserved: 64,
+            introspections_per_source: 64,
+            place_wait: Duration::from_millis(500),
             calls_waiting: 4096,
             refusal_burst: 100,
             refusal_interval: Duration::from_millis(100),

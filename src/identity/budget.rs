@@ -4,13 +4,15 @@
 //! back with good tokens costs it nothing. (That is why this is not `governor`, which cannot look without taking.) It is
 //! the generic cell rate algorithm: one moment per source, by which all its refusals so far are paid off.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// Whose budget it is: an IPv4 address, or the /64 of an IPv6 one, within which one customer has as many as they like.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
     Ip(IpAddr),
+    /// An IPv6 /48, of which anybody can have one: 65 536 sources.
+    Network(Ipv6Addr),
     /// A Unix socket, or nothing that Envoy named.
     Other,
 }
@@ -23,6 +25,15 @@ impl Source {
             Ok(IpAddr::V6(address)) => Self::Ip(IpAddr::V6((address.to_bits() >> 64 << 64).into())),
             Ok(address) => Self::Ip(address),
             Err(_) => Self::Other,
+        }
+    }
+
+    /// The network that this source is in, if it has one of its own.
+    #[must_use]
+    pub fn network(&self) -> Option<Self> {
+        match self {
+            Self::Ip(IpAddr::V6(address)) => Some(Self::Network((address.to_bits() >> 80 << 80).into())),
+            Self::Ip(IpAddr::V4(_)) | Self::Network(_) | Self::Other => None,
         }
     }
 }
@@ -42,7 +53,16 @@ pub struct Debt {
     paid_off: Option<Instant>,
 }
 
+/// So many sources' worth for a whole network.
+const NETWORK_SOURCES: u32 = 16;
+
 impl Budget {
+    /// What all sources of one network may have together.
+    #[must_use]
+    pub fn of_network(&self) -> Self {
+        Self { interval: self.interval / NETWORK_SOURCES, burst: self.burst.saturating_mul(NETWORK_SOURCES) }
+    }
+
     /// # Errors
     /// How long a source whose budget is used up has to wait.
     pub fn allows(&self, debt: Debt, now: Instant) -> Result<(), Duration> {
@@ -98,6 +118,21 @@ mod tests {
         ] {
             assert_eq!(Source::of(one) == Source::of(other), same, "{one} {other}");
         }
+    }
+
+    #[test]
+    fn the_sources_of_one_network_share_a_larger_budget() {
+        let network = |address: &str| Source::of(address).network();
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:ffff::1"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:2:2::1"));
+        assert_eq!(network("192.0.2.1"), None);
+        let wide = BUDGET.of_network();
+        let (start, mut debt) = (Instant::now(), Debt::default());
+        for n in 0..5 * 16 {
+            assert!(wide.allows(debt, start).is_ok(), "{n}");
+            debt = wide.charge(debt, start);
+        }
+        assert!(wide.allows(debt, start).is_err());
     }
 
     proptest! {

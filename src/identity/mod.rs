@@ -9,17 +9,18 @@ pub mod budget;
 pub mod hash;
 pub mod policy;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use moka::Expiry;
 use moka::ops::compute::Op;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 
 use crate::config::{Config, expose};
-use crate::flight::{Answer, Bounds, Flights, Joined};
+use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place};
 use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -27,6 +28,11 @@ use crate::upstream::lumid::{Introspection, LumId};
 use budget::{Budget, Debt, Source};
 pub use hash::TokenHash;
 use policy::{Known, Now, Policy, Use};
+
+/// After which a source with too many calls in flight may try again.
+const SHARE_PAUSE: Duration = Duration::from_secs(1);
+/// Between two lines that say that lum.id fails.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a token has no principal.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -62,6 +68,8 @@ pub struct Figures {
     pub sources: u64,
     /// Calls to lum.id in flight.
     pub in_flight: usize,
+    /// Calls that wait for a place.
+    pub waiting: usize,
 }
 
 #[derive(Debug)]
@@ -122,9 +130,12 @@ struct Inner {
     active: Cache<TokenHash, Arc<Entry>>,
     refused: Cache<TokenHash, ()>,
     debts: Cache<Source, Debt>,
+    /// What a source may have in flight.
+    shares: Cache<Source, Arc<Semaphore>>,
+    per_source: usize,
     flights: Flights<TokenHash, Outcome>,
-    /// Whether lum.id failed the last time, so that an outage is told once.
-    failing: AtomicBool,
+    /// When it was last told that lum.id fails.
+    told: Mutex<Option<Instant>>,
     metrics: Metrics,
 }
 
@@ -132,14 +143,18 @@ impl Identity {
     #[must_use]
     pub fn new(config: &Config, lum_id: LumId, metrics: Metrics) -> Self {
         let limits = &config.limits;
-        // A little above the client's own, whose error says more.
-        let limit = limits.introspection_timeout + Duration::from_millis(200);
+        let limit = limits.introspection_timeout + GRACE;
         Self(Arc::new(Inner {
             lum_id,
             policy: Policy { trust: limits.identity_cache_ttl, stale_if_error: config.stale_if_error },
             budget: Budget { interval: limits.refusal_interval, burst: limits.refusal_burst },
             limit,
-            active: Cache::builder().max_capacity(limits.identity_cache_entries).expire_after(AsLongAsWorthIt).build(),
+            active: Cache::builder()
+                .max_capacity(limits.identity_cache_entries)
+                // Whoever comes is remembered, and whoever was longest away makes room.
+                .eviction_policy(EvictionPolicy::lru())
+                .expire_after(AsLongAsWorthIt)
+                .build(),
             refused: Cache::builder()
                 .max_capacity(limits.refused_cache_entries)
                 .time_to_live(limits.refused_cache_ttl)
@@ -149,12 +164,16 @@ impl Identity {
                 // A debt is paid off long before, unless it grows.
                 .time_to_idle(limits.refusal_interval * limits.refusal_burst * 2)
                 .build(),
+            shares: Cache::builder().max_capacity(limits.refusal_sources).time_to_idle(Duration::from_mins(1)).build(),
+            per_source: limits.introspections_per_source,
             flights: Flights::new(Bounds {
                 in_flight: limits.introspections_in_flight,
+                reserved: limits.introspections_reserved,
                 waiting: limits.calls_waiting,
+                wait: limits.place_wait,
                 limit,
             }),
-            failing: AtomicBool::new(false),
+            told: Mutex::new(None),
             metrics,
         }))
     }
@@ -168,7 +187,7 @@ impl Identity {
         match inner.look(&hash) {
             Some((entry, Use::Serve)) => return Ok(inner.serve(&entry)),
             Some((entry, Use::ServeAndAsk)) => {
-                inner.ask(token, hash, None);
+                let _ = inner.ask(token, hash, None);
                 return Ok(inner.serve(&entry));
             }
             // It is known to be good, so it is nothing that its source has to answer for.
@@ -218,11 +237,13 @@ impl Identity {
         inner.active.run_pending_tasks();
         inner.refused.run_pending_tasks();
         inner.debts.run_pending_tasks();
+        let (in_flight, waiting) = inner.flights.figures();
         Figures {
             active: inner.active.entry_count(),
             refused: inner.refused.entry_count(),
             sources: inner.debts.entry_count(),
-            in_flight: inner.flights.in_flight(),
+            in_flight,
+            waiting,
         }
     }
 }
@@ -240,7 +261,7 @@ impl Inner {
         entry.known.principal.clone()
     }
 
-    /// Asks lum.id and waits, in all no longer than one call may take.
+    /// Asks lum.id and waits, in all no longer than one call and the wait for its place may take.
     async fn ask_in_time(
         self: &Arc<Self>,
         token: &str,
@@ -252,13 +273,21 @@ impl Inner {
                 if let Some(Err(retry_after)) = source.map(|source| self.allows(source)) {
                     return Err(Error::TooMany { retry_after });
                 }
-                let answer = match self.ask(token, hash, source.cloned()) {
-                    Joined::Known(known) => Ok(known),
-                    Joined::Waits(ticket) => ticket.answer().await,
+                let (answer, is_own) = match self.ask(token, hash, source.cloned()) {
+                    Joined::Known(known) => (Ok(known), true),
+                    Joined::Waits(ticket) => {
+                        let is_own = ticket.is_own;
+                        (ticket.answer().await, is_own)
+                    }
                 };
                 match answer {
                     // The call was another source's, and it ended for its sake: make one for this source.
                     Ok(Outcome::OverBudget) => {}
+                    Err(error) if matches!(*error, CallError::OverShare) => {
+                        if is_own {
+                            return Err(Error::TooMany { retry_after: SHARE_PAUSE });
+                        }
+                    }
                     Ok(Outcome::Active(entry)) if !entry.known.is_over(Now::read()) => return Ok(entry),
                     Ok(Outcome::Active(_) | Outcome::Inactive) => return Err(Error::Inactive),
                     Err(error) => return Err(Error::Unavailable(error)),
@@ -293,6 +322,12 @@ impl Inner {
             Some(_) => None,
             None => self.refused.contains_key(&hash).then_some(Outcome::Inactive),
         };
+        let place = match &source {
+            Some(source) => {
+                Place::Share(self.shares.get_with_by_ref(source, || Arc::new(Semaphore::new(self.per_source))))
+            }
+            None => Place::Reserved,
+        };
         let (inner, token) = (self.clone(), SecretString::from(token));
         let call = move || async move {
             match &source {
@@ -302,7 +337,7 @@ impl Inner {
             }
         };
         let inner = self.clone();
-        self.flights.join(hash, known, call, move |answer| inner.keep(hash, answer))
+        self.flights.join(hash, place, known, call, move |answer| inner.keep(hash, answer))
     }
 
     async fn introspect(&self, token: &SecretString, source: Option<&Source>) -> Result<Outcome, CallError> {
@@ -313,11 +348,8 @@ impl Inner {
             Err(error) => error.kind(),
         };
         self.metrics.introspections.get_or_create(&OutcomeLabels { outcome }).inc();
-        let was_failing = self.failing.swap(answer.is_err(), Ordering::Relaxed);
-        match &answer {
-            Err(error) if !was_failing => tracing::warn!(%error, "lum.id does not answer as agreed: {error}"),
-            Ok(_) if was_failing => tracing::info!("lum.id answers again"),
-            _ => {}
+        if let Err(error) = &answer {
+            self.tell(error);
         }
         if let Introspection::Active { principal, expires_at } = answer? {
             let now = Now::read();
@@ -329,11 +361,22 @@ impl Inner {
         }
         if let Some(source) = source {
             let now = Instant::now();
-            self.debts.entry(source.clone()).and_compute_with(|debt| {
-                Op::Put(self.budget.charge(debt.map(moka::Entry::into_value).unwrap_or_default(), now))
-            });
+            for (source, budget) in self.budgets(source) {
+                self.debts.entry(source).and_compute_with(|debt| {
+                    Op::Put(budget.charge(debt.map(moka::Entry::into_value).unwrap_or_default(), now))
+                });
+            }
         }
         Ok(Outcome::Inactive)
+    }
+
+    /// Says that lum.id fails, also where a known token hides it, and not for each of them.
+    fn tell(&self, error: &CallError) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(%error, "lum.id does not answer as agreed: {error}");
+        }
     }
 
     /// Remembers what came of a call.
@@ -357,7 +400,15 @@ impl Inner {
     }
 
     fn allows(&self, source: &Source) -> Result<(), Duration> {
-        self.budget.allows(self.debts.get(source).unwrap_or_default(), Instant::now())
+        let now = Instant::now();
+        self.budgets(source)
+            .try_for_each(|(source, budget)| budget.allows(self.debts.get(&source).unwrap_or_default(), now))
+    }
+
+    /// The budget of a source, and that of the network it is in.
+    fn budgets(&self, source: &Source) -> impl Iterator<Item = (Source, Budget)> {
+        let network = source.network().map(|network| (network, self.budget.of_network()));
+        std::iter::once((source.clone(), self.budget)).chain(network)
     }
 
     fn count(&self, outcome: &'static str) {

@@ -1,7 +1,7 @@
 //! When a remembered answer may serve. Pure: both clocks are passed in.
 //!
 //! ```text
-//! age   0 ──────────────── 45 s ──────────── 60 s ──────────────── 60 s + LUMID_STALE_IF_ERROR_SECS ─►
+//! age   0 ──────────────── 30 s ──────────── 60 s ──────────────── 60 s + LUMID_STALE_IF_ERROR_SECS ─►
 //!       serve              serve, and ask    ask, and serve only   forget
 //!                          meanwhile         when lum.id fails
 //! ```
@@ -83,7 +83,7 @@ impl Policy {
             |time: Duration| failed.is_some_and(|failed| now.steady.saturating_duration_since(failed) < time);
         if known.is_over(now) || age >= self.trust + self.stale_if_error {
             Use::Forget
-        } else if age < self.trust * 3 / 4 || failed_within(PAUSE) {
+        } else if age < self.trust / 2 || failed_within(PAUSE) {
             Use::Serve
         } else if age < self.trust || failed_within(TROUBLE) {
             Use::ServeAndAsk
@@ -126,12 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_serves_a_minute_and_is_asked_again_in_its_last_quarter() {
+    fn an_answer_serves_a_minute_and_is_asked_again_in_its_second_half() {
         let start = Instant::now();
         for (age, expected) in [
             (0, Use::Serve),
-            (44, Use::Serve),
-            (45, Use::ServeAndAsk),
+            (29, Use::Serve),
+            (30, Use::ServeAndAsk),
             (59, Use::ServeAndAsk),
             (60, Use::Forget),
             (600, Use::Forget),

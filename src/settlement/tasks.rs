@@ -10,7 +10,7 @@ use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
 use crate::ledger::{self, DueTask, Existence, Ledger, Settled, Settlement, Work};
 use crate::route::is_id;
-use crate::supplier::{Subject, Suppliers};
+use crate::supplier::Suppliers;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::flowmesh::FlowMesh;
 
@@ -99,7 +99,7 @@ impl Worker for Settler {
                     if let Settlement::Usage(usage) = &mut settlement
                         && let Some(worker) = usage.assigned_worker.as_deref().filter(|worker| is_id(worker))
                     {
-                        let supplier = self.suppliers.resolve(Subject::Worker(worker)).await;
+                        let supplier = self.suppliers.of_charge(worker).await;
                         usage.supplier_id = supplier.map(|name| name.to_string());
                     }
                     self.settle(&due, task.workflow_id.as_deref(), &settlement).await?

@@ -101,6 +101,9 @@ pub enum CallError {
     /// Too many calls were in flight already, and none ended in time.
     #[error("too many calls under way")]
     Busy,
+    /// Who asked had too many calls in flight already, and none ended in time.
+    #[error("too many calls of one source under way")]
+    OverShare,
     #[error("not asked so soon after a failure")]
     Paused,
     #[error("the call was given up")]
@@ -118,6 +121,7 @@ impl CallError {
             Self::Status { .. } => "status",
             Self::Malformed(_) => "malformed",
             Self::Busy => "busy",
+            Self::OverShare => "over_share",
             Self::Paused => "paused",
             Self::Aborted => "aborted",
         }
@@ -126,7 +130,12 @@ impl CallError {
     /// Whether the other side is not there, rather than that this one answer was odd.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        !matches!(self, Self::Malformed(_) | Self::TooLarge(_))
+        match self {
+            Self::Timeout | Self::Network(_) | Self::Status { .. } => true,
+            Self::TooLarge(_) | Self::Malformed(_) | Self::Busy | Self::OverShare | Self::Paused | Self::Aborted => {
+                false
+            }
+        }
     }
 
     /// When the other side would like to be asked again, if it said so.

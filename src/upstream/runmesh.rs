@@ -13,6 +13,8 @@ use crate::config::{Billing, expose};
 
 /// Both answers are a few fields in an envelope.
 const ANSWER_LIMIT: usize = 64 * 1024;
+/// How long the body of a 402 is waited for.
+const BALANCE_PATIENCE: Duration = Duration::from_millis(500);
 /// [`PostError::Retryable`]'s kind for a failure that Runmesh reports inside a 200.
 pub const ENVELOPE: &str = "envelope";
 /// [`PostError::Retryable`]'s kind when Runmesh does not accept the secret.
@@ -115,10 +117,14 @@ impl Runmesh {
         if !matches!(status, StatusCode::OK | StatusCode::PAYMENT_REQUIRED) {
             return Err(CallError::of_status(&response));
         }
-        let answer = match read_bounded(response, ANSWER_LIMIT).await {
-            Ok(body) => parse_preflight(&body),
-            Err(error) => Err(error),
+        let body = read_bounded(response, ANSWER_LIMIT);
+        let body = if status == StatusCode::PAYMENT_REQUIRED {
+            // The status says all that matters; what is only a text for the user must not turn it into a time-out.
+            tokio::time::timeout(BALANCE_PATIENCE, body).await.unwrap_or(Err(CallError::Timeout))
+        } else {
+            body.await
         };
+        let answer = body.and_then(|body| parse_preflight(&body));
         match answer {
             // A 402 refuses whatever its body says; the body may still name the balance.
             answer if status == StatusCode::PAYMENT_REQUIRED => {

@@ -36,7 +36,7 @@ use crate::listen::{self, Bound};
 use crate::poster::Poster;
 use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Logs, Metrics};
 use crate::tls::Certificates;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
@@ -130,7 +130,7 @@ impl App {
     ///
     /// # Errors
     /// When a part failed, or did not stop in time.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, logs: &Logs) -> anyhow::Result<()> {
         let stopping = Stopping::default();
         let mut lifecycle = Lifecycle::new(stopping.clone());
         let mut registry = Registry::default();
@@ -191,6 +191,7 @@ impl App {
         let router = admin::router(Admin {
             registry,
             gauges,
+            dropped_log_lines: logs.dropped(),
             identity,
             guard,
             suppliers,
@@ -200,7 +201,7 @@ impl App {
         let stop = stopping.stop.clone();
         lifecycle.spawn("admin", async move {
             tokio::select! {
-                result = axum::serve(admin, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => result?,
+                result = axum::serve(admin, router.into_make_service_with_connect_info::<SocketAddr>()).with_graceful_shutdown(stop.clone().cancelled_owned()) => result?,
                 () = async { stop.cancelled().await; linger().await } => {}
             }
             Ok(())

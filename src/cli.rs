@@ -98,7 +98,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Res
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::init_logs(&config).context("cannot start logging")?;
+    let logs = telemetry::init_logs(&config).context("cannot start logging")?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -111,7 +111,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         app.grpc_address(),
         app.admin_address()
     );
-    app.run().await?;
+    app.run(&logs).await?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::guard::Guard;
 use crate::identity::Identity;
@@ -26,6 +27,7 @@ use crate::supplier::Suppliers;
 pub struct Admin {
     pub registry: Registry,
     pub gauges: Gauges,
+    pub dropped_log_lines: ErrorCounter,
     pub identity: Identity,
     /// Absent when the guard is off.
     pub guard: Option<Guard>,
@@ -38,6 +40,7 @@ pub struct Admin {
 /// Figures that are read when they are asked for.
 #[derive(Debug, Default)]
 pub struct Gauges {
+    dropped_log_lines: Gauge,
     identities: Gauge,
     refused: Gauge,
     sources: Gauge,
@@ -66,6 +69,8 @@ impl Gauges {
     pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
         let gauges = Self::default();
         let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        let help = "Log lines that standard error did not take in time";
+        add("tollgate_log_lines_dropped", help, &gauges.dropped_log_lines);
         add("tollgate_identity_cache_entries", "Active tokens in memory", &gauges.identities);
         add("tollgate_identity_refused_entries", "Refused tokens in memory", &gauges.refused);
         add("tollgate_identity_sources", "Sources with refused tokens counted", &gauges.sources);
@@ -99,6 +104,7 @@ impl Gauges {
         let (suppliers, lookups, lookups_waiting) = admin.suppliers.figures();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         set_all([
+            (&self.dropped_log_lines, count(admin.dropped_log_lines.dropped_lines())),
             (&self.identities, identity.active),
             (&self.refused, identity.refused),
             (&self.sources, identity.sources),

@@ -1,10 +1,14 @@
 //! `POST /cache/purge`: makes a revocation at lum.id immediate.
+//!
+//! It lets nobody in, but whoever repeats it all day makes every request wait for lum.id. So it is for this machine only,
+//! wherever the listener can be reached from, and not for web pages in a browser on it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -26,26 +30,37 @@ enum Body {
 }
 
 /// Forgets what lum.id said, so that the next request asks again.
-pub async fn purge(State(admin): State<Arc<Admin>>, headers: HeaderMap, body: Bytes) -> Response {
-    // The content type keeps web pages out: a browser does not send this one to another origin without asking first.
+pub async fn purge(
+    State(admin): State<Arc<Admin>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        return refused(StatusCode::FORBIDDEN, "purge from the machine that Tollgate runs on");
+    }
+    // A browser says whose page it is that sends this; nothing else has an origin.
+    if headers.contains_key(header::ORIGIN) {
+        return refused(StatusCode::FORBIDDEN, "this is not for web pages");
+    }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, USAGE);
     }
     let (what, told) = match serde_json::from_slice(&body) {
         Ok(Body::TokenSha256(text)) => match text.parse::<TokenHash>() {
             Ok(hash) => (Purge::Token(hash), format!("token {hash}")),
-            Err(_) => return refused(StatusCode::BAD_REQUEST),
+            Err(_) => return refused(StatusCode::BAD_REQUEST, USAGE),
         },
         Ok(Body::PrincipalId(id)) => (Purge::Principal(id.clone()), format!("the tokens of {}", id.escape_debug())),
         Ok(Body::All(true)) => (Purge::All, "every token".to_owned()),
-        Ok(Body::All(false)) | Err(_) => return refused(StatusCode::BAD_REQUEST),
+        Ok(Body::All(false)) | Err(_) => return refused(StatusCode::BAD_REQUEST, USAGE),
     };
     let purged = admin.identity.purge(&what);
     tracing::info!(purged, "cache purge of {told}: {purged} forgotten");
     Json(json!({ "purged": purged })).into_response()
 }
 
-fn refused(status: StatusCode) -> Response {
-    (status, Json(json!({ "detail": USAGE }))).into_response()
+fn refused(status: StatusCode, why: &str) -> Response {
+    (status, Json(json!({ "detail": why }))).into_response()
 }

@@ -7,12 +7,9 @@ use crate::principal::Principal;
 use crate::route;
 use crate::upstream::CallError;
 
-/// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer. No query: a
-/// refused one may hold a token.
+/// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer.
 pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
-    let (path, _) = route::split_query(&inquiry.target);
-    // Of a refused path nothing is known, so it is quoted and kept short.
-    let path: String = path.chars().take(256).flat_map(char::escape_debug).collect();
+    let path = shown(&inquiry.target);
     let method: String = inquiry.method.chars().take(16).flat_map(char::escape_debug).collect();
     let token = seen.token.map(|hash| hash.to_string()).unwrap_or_default();
     let route = seen.route.unwrap_or("none");
@@ -78,4 +75,41 @@ pub(super) fn unguarded(principal: &Principal, inquiry: &Inquiry, cause: &CallEr
         "no preflight for {}, letting the submission through: {cause}",
         principal.id
     );
+}
+
+/// What of a target can be in a log. No query, and of a mistyped path nothing from where a query could have begun: somebody's
+/// token may be there. It is quoted and kept short, because of a refused one nothing is known.
+fn shown(target: &str) -> String {
+    let path = target.split(['?', '&', ';', '=', '%', '#']).next().unwrap_or_default();
+    let segments: Vec<&str> =
+        path.split('/').map(|segment| if is_like_a_token(segment) { "…" } else { segment }).collect();
+    let shown: String = segments.join("/").chars().take(256).flat_map(char::escape_debug).collect();
+    if path.len() < route::split_query(target).0.len() { shown + "…" } else { shown }
+}
+
+/// Personal access tokens and JWTs as lum.id makes them.
+fn is_like_a_token(segment: &str) -> bool {
+    segment.contains("lm_pat_") || segment.starts_with("eyJ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn a_path_is_shown_without_anything_that_could_be_a_token() {
+        for (target, expected) in [
+            ("/api/v1/tasks/tsk-1?token=abc", "/api/v1/tasks/tsk-1"),
+            ("/api/v1/results/tsk-1/files/a%20b.txt", "/api/v1/results/tsk-1/files/a…"),
+            ("/api/v1/ssh/tasks/tsk-1/proxy%3Ftoken=abc", "/api/v1/ssh/tasks/tsk-1/proxy…"),
+            ("/api/v1/ssh/tasks/tsk-1/proxy&token=abc", "/api/v1/ssh/tasks/tsk-1/proxy…"),
+            ("/api/v1/tasks/lm_pat_live_0123", "/api/v1/tasks/…"),
+            ("/eyJhbGciOi.eyJzdWIi.c2ln/x", "/…/x"),
+            ("/a\nb", "/a\\nb"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(target), expected, "{target}");
+        }
+        assert_eq!(shown(&format!("/{}", "a".repeat(1000))).len(), 256);
+    }
 }

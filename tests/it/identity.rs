@@ -188,6 +188,8 @@ async fn what_is_no_purge_is_refused_and_forgets_nothing() {
     // As a page in the operator's browser could send it.
     let form = edge.http.post(&url).header("content-type", "text/plain").body(r#"{"all": true}"#);
     assert_eq!(answer(form).await.status, 415);
+    let page = edge.http.post(&url).header("origin", "http://evil.example").json(&json!({"all": true}));
+    assert_eq!(answer(page).await.status, 403);
     assert_eq!(answer(edge.http.get(&url)).await.status, 405);
     edge.stack.lum_id.stop().await;
     assert_eq!(read(&edge, ALICE.token).await.status, 200, "still remembered");

@@ -8,6 +8,7 @@
 pub mod budget;
 pub mod hash;
 pub mod policy;
+mod purge;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::upstream::lumid::{Introspection, LumId};
 use budget::{Budget, Debt, Source};
 pub use hash::TokenHash;
 use policy::{Known, Now, Policy, Use};
+pub use purge::Purge;
 
 /// After which a source with too many calls in flight may try again.
 const SHARE_PAUSE: Duration = Duration::from_secs(1);
@@ -46,15 +48,6 @@ pub enum Error {
     /// lum.id gave no answer; nothing is known of the token.
     #[error("lum.id: {0}")]
     Unavailable(Arc<CallError>),
-}
-
-/// What to forget at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Purge {
-    All,
-    Token(TokenHash),
-    /// Every token of this principal.
-    Principal(String),
 }
 
 /// How much of everything there is, for the gauges.
@@ -199,35 +192,6 @@ impl Identity {
             return Err(Error::Inactive);
         }
         inner.ask_in_time(token, hash, Some(source)).await
-    }
-
-    /// Forgets answers, also those on their way, so that the next request asks lum.id. Returns how many were known.
-    #[must_use]
-    pub fn purge(&self, what: &Purge) -> u64 {
-        let inner = &self.0;
-        // First those on their way: what lands after this is kept by nobody.
-        inner.flights.forget(match what {
-            Purge::Token(hash) => Some(hash),
-            Purge::All | Purge::Principal(_) => None,
-        });
-        let of_principal = |id: &str| {
-            let entries = inner.active.iter().filter(|(_, entry)| entry.known.principal.id == id);
-            entries.map(|(hash, _)| *hash).collect::<Vec<_>>()
-        };
-        let hashes = match what {
-            Purge::Token(hash) => vec![*hash],
-            Purge::Principal(id) => of_principal(id),
-            Purge::All => {
-                inner.active.run_pending_tasks();
-                inner.refused.run_pending_tasks();
-                let known = inner.active.entry_count() + inner.refused.entry_count();
-                inner.active.invalidate_all();
-                inner.refused.invalidate_all();
-                return known;
-            }
-        };
-        let forget = |hash: &TokenHash| inner.active.remove(hash).is_some() | inner.refused.remove(hash).is_some();
-        hashes.iter().map(|hash| u64::from(forget(hash))).sum()
     }
 
     #[must_use]

@@ -11,12 +11,7 @@ use crate::harness::{Edge, SOON, answer, assert_refused};
 
 /// The last request that FlowMesh got from a client, not from Tollgate itself.
 fn last_seen(edge: &Edge) -> Seen {
-    from_clients(edge).pop().expect("FlowMesh got a request")
-}
-
-fn from_clients(edge: &Edge) -> Vec<Seen> {
-    let own = |seen: &Seen| seen.header("user-agent").is_some_and(|agent| agent.starts_with("tollgate/"));
-    edge.stack.flowmesh.requests().into_iter().filter(|seen| !own(seen)).collect()
+    edge.seen().pop().expect("FlowMesh got a request")
 }
 
 const MISSING: &str = r#"{"detail":"Missing bearer token"}"#;
@@ -95,7 +90,7 @@ async fn without_exactly_one_well_formed_token_there_is_no_way_in() {
     );
     assert_refused(&edge.raw(&bytes).await, 401, MISSING, &missing);
     assert_eq!(edge.stack.lum_id.introspection_count(), 0, "lum.id is not asked after what is no token");
-    assert!(from_clients(&edge).is_empty());
+    assert!(edge.seen().is_empty());
     edge.finish().await;
 }
 
@@ -177,7 +172,7 @@ async fn an_envoy_that_lets_failures_through_still_refuses_what_tollgate_refuses
     edge.stack.lum_id.fail_with(Fault::status(500));
     assert_refused(&answer(edge.get("/api/v1/tasks").bearer_auth("x")).await, 503, NO_IDENTITY, &[]);
     assert_refused(&answer(edge.get("/api/v1/tasks")).await, 401, MISSING, &[]);
-    assert!(from_clients(&edge).is_empty());
+    assert!(edge.seen().is_empty());
     edge.finish().await;
 }
 
@@ -256,7 +251,7 @@ async fn with_the_guard_off_nobody_is_asked_for_a_balance() {
 async fn a_tollgate_that_is_down_or_hangs_is_a_503_and_never_a_way_in() {
     let edge = Edge::start().await;
     assert_eq!(answer(edge.get("/api/v1/tasks").bearer_auth(ALICE.token)).await.status, 200);
-    let before = from_clients(&edge).len();
+    let before = edge.seen().len();
     let pid = edge.stack.tollgate.process().pid().to_string();
     let signal = |name: &str| {
         let sent = std::process::Command::new("kill").args([name, &pid]).status();
@@ -280,51 +275,8 @@ async fn a_tollgate_that_is_down_or_hangs_is_a_503_and_never_a_way_in() {
     }
     // Public routes do not need Tollgate.
     assert_eq!(answer(edge.get("/healthz")).await.status, 200);
-    assert_eq!(from_clients(&edge).len(), before + 1, "only the health check went through");
+    assert_eq!(edge.seen().len(), before + 1, "only the health check went through");
     edge.finish_unbilled().await;
-}
-
-#[tokio::test]
-async fn no_spelling_of_a_path_submits_without_a_token() {
-    let edge = Edge::start().await;
-    for target in [
-        "/api/v1/workflows",
-        "/api/v1%2Fworkflows",
-        "/api/v1%2fworkflows",
-        "/api/v1/%77orkflows",
-        "/%61pi/v1/workflows",
-        "//api/v1/workflows",
-        "/./api/v1/workflows",
-        "/api/x/../v1/workflows",
-        "/api/v1\\workflows",
-        "/api/v1/workflows/",
-        "/api/v1/workflows?",
-        "/api/v1/workflows;a=b",
-        "/api/v1/workflows%3F",
-        "/api/v1/workflows%23",
-        "/api/v1/workflows%20",
-        "/api/v1/workflows%0a",
-        "/api/v1/workflows%00",
-        "/api/v1/workflows#x",
-        "/API/v1/workflows",
-        "http://evil/api/v1/workflows",
-        "/api/v1/serve/tasks/t/../../../workflows",
-        "/api/v1/serve/tasks/t/%2e%2e/%2e%2e/%2e%2e/workflows",
-        "/api/v1/serve/tasks/t/..%2f..%2f..%2fworkflows",
-        "/api/v1/serve/tasks/t/..%252f..%252f..%252fworkflows",
-        "/healthz/../api/v1/workflows",
-        "/healthz%2f..%2fapi/v1/workflows",
-    ] {
-        let request = format!(
-            "POST {target} HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ncontent-length: 9\r\nconnection: close\r\n\r\n- name: a"
-        );
-        let refused = edge.raw(&request).await;
-        assert!(matches!(refused.status, 400 | 401), "{target}: {refused:?}");
-        assert!(refused.body.starts_with("{\"detail\"") || refused.body.is_empty(), "{target}: {refused:?}");
-    }
-    assert!(edge.stack.flowmesh.workflows().is_empty());
-    assert!(from_clients(&edge).is_empty(), "{:?}", from_clients(&edge));
-    edge.finish().await;
 }
 
 #[tokio::test]
@@ -344,7 +296,7 @@ async fn a_path_that_could_be_read_in_two_ways_is_refused_even_with_a_token() {
         let body = json!({"detail": detail}).to_string();
         assert_refused(&edge.raw(&request(target)).await, 400, &body, &[]);
     }
-    assert!(from_clients(&edge).is_empty());
+    assert!(edge.seen().is_empty());
     edge.finish().await;
 }
 

@@ -163,6 +163,13 @@ impl Edge {
         .unwrap_or_else(|error| panic!("{error}; it is {:?}; {:#?}", last.get(), self.stack.tollgate.lines()));
     }
 
+    /// Waits until Tollgate's log has this text.
+    pub async fn says(&self, text: &str) {
+        let said = async || self.stack.tollgate.lines().iter().any(|line| line.contains(text)).then_some(());
+        let said = wait_for(format!("Tollgate to say {text:?}"), SOON, said).await;
+        said.unwrap_or_else(|error| panic!("{error}; {:#?}", self.stack.tollgate.lines()));
+    }
+
     /// Waits until nothing is left to settle or to post.
     pub async fn quiet(&self) {
         self.metric("tollgate_due_tasks", 0.0).await;

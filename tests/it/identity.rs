@@ -221,7 +221,8 @@ async fn each_refusal_is_one_line_that_support_can_work_with() {
     edge.stack.lum_id.fail_with(Fault::status(500));
     let unavailable = read(&edge, "lm_pat_live_unlucky").await;
     let twisted = answer(edge.get("/api/v1/tasks/a%20b").bearer_auth(ALICE.token)).await;
-    let lines = refusals(&edge);
+    let four = async || Some(refusals(&edge)).filter(|lines| lines.len() >= 4);
+    let lines = wait_for("a line for each", SOON, four).await.expect("told");
     assert_eq!(lines.len(), 4, "{lines:#?}");
     for (refused, reason, route, token) in [
         (&missing, "missing_bearer", "read_task", String::new()),

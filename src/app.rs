@@ -34,7 +34,7 @@ use crate::ledger::sqlite::SqliteLedger;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{self, Bound};
 use crate::poster::Poster;
-use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
+use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
 use crate::telemetry::{Logs, Metrics};
 use crate::tls::Certificates;
@@ -146,10 +146,12 @@ impl App {
         let dyn_ledger = ledger.clone().map(|ledger| ledger as Arc<dyn Ledger>);
         let requests = TaskTracker::new();
         let mut guard = None;
+        let awaited = Awaited::default();
         let (access_log, events) = match (runmesh, &dyn_ledger) {
             (Some(runmesh), Some(ledger)) => {
                 guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), limits, metrics.clone()));
                 let parts = Parts { config: &config, ledger, flowmesh, suppliers: &suppliers, metrics: &metrics };
+                lifecycle.spawn("awaited e-mails", awaited.clone().keep(ledger.clone(), stopping.stop.clone()));
                 let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
                 (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
             }
@@ -161,6 +163,7 @@ impl App {
             suppliers: suppliers.clone(),
             ledger: dyn_ledger.clone(),
             events: events.as_ref().map(mpsc::Sender::downgrade),
+            awaited,
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
             requests: requests.clone(),

@@ -38,6 +38,8 @@ pub enum Event {
     SubmissionEnded { submission_id: String, at: Timestamp, failed: bool },
     /// Not from the log: a submission that Check let through without a row, because the ledger did not commit in time.
     SubmissionOpened { submission_id: String, principal: Arc<Principal>, request_id: String, at: Timestamp },
+    /// Not from the log: somebody whose charges wait for an e-mail was seen with one.
+    PrincipalSeen { principal: Arc<Principal> },
     /// The task has ended, or is about to: ask until it has.
     TaskEnded { task_id: String },
     /// Somebody looked at the task or moved its artifacts: ask once, if it is not settled.
@@ -57,6 +59,7 @@ impl Event {
             Self::SubmissionRefused { .. } => "submission_refused",
             Self::SubmissionEnded { .. } => "submission_ended",
             Self::SubmissionOpened { .. } => "submission_opened",
+            Self::PrincipalSeen { .. } => "principal_seen",
             Self::TaskEnded { .. } => "task_ended",
             Self::TaskTouched { .. } => "task_touched",
             Self::UsageReported { .. } => "usage_reported",

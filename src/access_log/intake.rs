@@ -94,6 +94,11 @@ impl Intake {
                     tracing::info!(submission = submission_id, "submission {submission_id} has its row after all");
                     self.news.charges.notify_one();
                 }
+                Event::PrincipalSeen { principal } => {
+                    let id = &principal.id;
+                    tracing::info!(principal = id, "{id} has an e-mail now: charges held for want of one go out");
+                    self.news.charges.notify_one();
+                }
                 Event::UsageReported { task_id, usage } => {
                     let cost = &usage.cost;
                     tracing::info!(task = task_id, cost, "task {task_id} cost ${cost}, as its answer says");

@@ -31,6 +31,7 @@ use crate::identity::{self, Identity, TokenHash};
 use crate::ledger::{Ledger, NewSubmission};
 use crate::principal::Principal;
 use crate::route::{self, Route};
+use crate::settlement::emails::Awaited;
 use crate::supplier::{Subject, Suppliers};
 use crate::telemetry::{DecisionLabels, KindLabels, Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -51,6 +52,8 @@ pub struct Authz {
     pub ledger: Option<Arc<dyn Ledger>>,
     /// To the intake, which commits what the ledger did not take in time. Absent without billing.
     pub events: Option<mpsc::WeakSender<Event>>,
+    /// Whose e-mail is waited for.
+    pub awaited: Awaited,
     /// How long a submission waits for its row before it goes without.
     pub submission_timeout: Duration,
     pub stamp: Stamp,
@@ -131,6 +134,10 @@ impl Authz {
                 return Decision::Deny(Denial::IdentityUnavailable { retry_after: retry_after(wait) });
             }
         };
+        if principal.email.is_some() && self.awaited.take(&principal.id) {
+            // A full queue is no loss: the ledger goes on waiting for it.
+            let _ = self.tell(Event::PrincipalSeen { principal: principal.clone() });
+        }
         let mut submission_id = None;
         if route == Route::Submit {
             if let Some(guard) = &self.guard {
@@ -177,12 +184,19 @@ impl Authz {
             request_id: request_id.to_owned(),
             at: Timestamp::now(),
         };
-        let sent = self.events.as_ref().and_then(mpsc::WeakSender::upgrade).map(|events| events.try_send(event));
-        if let Some(Ok(())) = sent {
-            self.metrics.intake_queued.inc();
-        } else {
+        if !self.tell(event) {
             tracing::error!(submission = submission_id, "the row of submission {submission_id} is given up");
         }
+    }
+
+    /// Whether the intake took it.
+    fn tell(&self, event: Event) -> bool {
+        let events = self.events.as_ref().and_then(mpsc::WeakSender::upgrade);
+        let sent = events.is_some_and(|events| events.try_send(event).is_ok());
+        if sent {
+            self.metrics.intake_queued.inc();
+        }
+        sent
     }
 
     /// Makes the submission durable before the OK. When that fails the submission still goes through, and its row is

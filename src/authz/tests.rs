@@ -44,6 +44,7 @@ async fn authz() -> (MockServer, Authz) {
         suppliers: Suppliers::new(flowmesh, &config.limits, metrics.clone()),
         ledger: None,
         events: None,
+        awaited: Awaited::default(),
         submission_timeout: config.limits.submission_timeout,
         stamp: Stamp { org_id: "lumid".to_owned(), forward_authorization: false },
         requests: TaskTracker::new(),

@@ -265,6 +265,9 @@ pub trait Ledger: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Settled, Error>;
 
+    /// Principals with charges that are held for want of an e-mail.
+    async fn awaiting_email(&self) -> Result<Vec<String>, Error>;
+
     /// Claims charges to post.
     async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error>;
 

@@ -381,6 +381,11 @@ impl Ledger for SqliteLedger {
         Ok(settled)
     }
 
+    async fn awaiting_email(&self) -> Result<Vec<String>, Error> {
+        let held = "SELECT DISTINCT principal_id FROM charges WHERE state = 'held' AND principal_id IS NOT NULL";
+        Ok(sqlx::query_scalar(held).fetch_all(&self.read).await?)
+    }
+
     async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error> {
         Ok(charges::claim(&self.write, ms(at), until(at, lease), limit).await?)
     }

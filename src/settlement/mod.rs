@@ -6,6 +6,7 @@
 //! is decided in [`usage`] and [`attribution`], which do no I/O.
 
 pub mod attribution;
+pub mod emails;
 pub mod reconcile;
 pub mod tasks;
 pub mod usage;

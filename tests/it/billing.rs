@@ -179,6 +179,24 @@ async fn a_charge_without_an_e_mail_waits_for_one() {
     edge.finish().await;
 }
 
+#[tokio::test]
+async fn a_charge_without_an_e_mail_goes_out_when_its_owner_is_seen_with_one_anywhere() {
+    let edge = Edge::start().await;
+    edge.stack.lum_id.user("lm_pat_live_nomail", "user-nomail", None, &["*"]);
+    let (_, tasks) = edge.submit("lm_pat_live_nomail", 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    edge.metric("tollgate_charges_held", 1.0).await;
+    edge.stack.lum_id.user("lm_pat_live_mail", "user-nomail", Some("now@example.com"), &["*"]);
+    wait_for("a read to release it", SOON, async || {
+        answer(edge.get("/api/v1/tasks").bearer_auth("lm_pat_live_mail")).await;
+        (!edge.stack.runmesh.entries().is_empty()).then_some(())
+    })
+    .await
+    .expect("released");
+    assert_eq!(edge.stack.runmesh.entries()[0].user_email, "now@example.com");
+    edge.finish().await;
+}
+
 /// Sends a submission and goes away as soon as FlowMesh has so many, before the answer.
 async fn submit_and_leave(edge: &Edge, token: &str, workflows: usize) {
     let mut stream = edge.connect().await;

@@ -35,6 +35,9 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
         Event::SubmissionOpened { submission_id, principal, request_id, at: opened } => {
             submissions::open_late(tx, submission_id, principal, request_id, *opened).await
         }
+        Event::PrincipalSeen { principal } => {
+            submissions::see_principal(tx, &principal.id, principal.email.as_deref(), at).await
+        }
         Event::TaskEnded { task_id } => task_ended(tx, task_id, at).await,
         Event::UsageReported { task_id, usage } => {
             // Without its workflow nobody knows whose it is, and FlowMesh is asked after all.

@@ -1,0 +1,102 @@
+//! The log service spoken to directly: what Envoy may send after an outage, and a ledger that takes nothing for a while.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{Metadata, RequestMethod};
+use envoy_types::pb::envoy::data::accesslog::v3::{
+    AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
+};
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
+use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::{HttpAccessLogEntries, LogEntries};
+use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value, value::Kind};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tollgate_local::stack::wait_for;
+
+use crate::harness::direct::channel;
+use crate::harness::{Edge, SOON};
+
+/// A finished look at a task, with so many bytes of query.
+fn look_at(task: &str, padding: usize) -> HttpAccessLogEntry {
+    let fields = HashMap::from([("record".to_owned(), Value { kind: Some(Kind::StringValue("yes".to_owned())) })]);
+    let filter_metadata = HashMap::from([("envoy.filters.http.ext_authz".to_owned(), Struct { fields })]);
+    HttpAccessLogEntry {
+        common_properties: Some(AccessLogCommon {
+            metadata: Some(Metadata { filter_metadata, ..Metadata::default() }),
+            ..AccessLogCommon::default()
+        }),
+        request: Some(HttpRequestProperties {
+            request_method: RequestMethod::Get.into(),
+            path: format!("/api/v1/results/{task}?x={}", "x".repeat(padding)),
+            ..HttpRequestProperties::default()
+        }),
+        response: Some(HttpResponseProperties {
+            response_code: Some(UInt32Value { value: 200 }),
+            ..HttpResponseProperties::default()
+        }),
+        ..HttpAccessLogEntry::default()
+    }
+}
+
+fn message(entries: Vec<HttpAccessLogEntry>) -> StreamAccessLogsMessage {
+    let logs = HttpAccessLogEntries { log_entry: entries };
+    StreamAccessLogsMessage { log_entries: Some(LogEntries::HttpLogs(logs)), ..StreamAccessLogsMessage::default() }
+}
+
+/// An open stream, to which messages can be sent.
+async fn stream(edge: &Edge) -> mpsc::Sender<StreamAccessLogsMessage> {
+    let mut client = AccessLogServiceClient::new(channel(edge).await);
+    let (sender, messages) = mpsc::channel(1);
+    // Ends with the sender.
+    tokio::spawn(async move { client.stream_access_logs(ReceiverStream::new(messages)).await });
+    sender
+}
+
+#[tokio::test]
+async fn what_envoy_has_kept_through_an_outage_is_taken_as_one_large_message() {
+    let edge = Edge::start().await;
+    let stream = stream(&edge).await;
+    let entries: Vec<_> = (0..2600).map(|n| look_at(&format!("tsk-{}", n % 5), 2048)).collect();
+    let large = message(entries);
+    assert!(prost::Message::encoded_len(&large) > 5 << 20);
+    stream.send(large).await.expect("sent");
+    edge.metric("tollgate_log_entries_total", 2600.0).await;
+    edge.metric("tollgate_due_tasks", 5.0).await;
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_takes_nothing_stops_the_reading_of_streams_and_loses_no_entry() {
+    const ENTRIES: usize = 40_000;
+    let edge = Edge::start().await;
+    let stream = stream(&edge).await;
+    // Somebody else writes, and goes on and on.
+    let options = SqliteConnectOptions::new().filename(edge.dir.path().join("ledger.db"));
+    let mut other: SqliteConnection = options.connect().await.expect("opened");
+    let held = other.begin_with("BEGIN IMMEDIATE").await.expect("begun");
+    let mut sent = 0;
+    // The last ones find no room anywhere on the way.
+    for batch in (0..ENTRIES).collect::<Vec<_>>().chunks(100) {
+        let entries = message(batch.iter().map(|n| look_at(&format!("tsk-{}", n % 50), 512)).collect());
+        if tokio::time::timeout(Duration::from_millis(500), stream.reserve()).await.is_err() {
+            break;
+        }
+        stream.send(entries).await.expect("sent");
+        sent += batch.len();
+    }
+    assert!(sent < ENTRIES, "the sender was held up");
+    let queued = edge.stack.tollgate.metric("tollgate_intake_queued_events").await;
+    assert!(queued.is_some_and(|queued| (4096.0..=4096.0 + 512.0).contains(&queued)), "{queued:?}");
+    assert!(edge.stack.tollgate.metric("tollgate_log_entries_total").await < Some(20_000.0), "the rest is not read");
+    held.rollback().await.expect("ended");
+    let all = f64::from(u32::try_from(sent).expect("small"));
+    let taken = async || edge.stack.tollgate.metric("tollgate_log_entries_total").await.filter(|taken| *taken >= all);
+    wait_for("all of them to be taken", SOON * 2, taken).await.expect("taken");
+    edge.metric("tollgate_intake_queued_events", 0.0).await;
+    edge.metric("tollgate_due_tasks", 50.0).await;
+    edge.finish_unbilled().await;
+}

@@ -59,7 +59,6 @@ pub struct Gauges {
     pending: Gauge,
     held: Gauge,
     rejected: Gauge,
-    posted: Gauge,
     oldest_pending_seconds: Gauge,
 }
 
@@ -92,7 +91,6 @@ impl Gauges {
             add("tollgate_charges_pending", "Charges to post", &gauges.pending);
             add("tollgate_charges_held", "Charges without an owner or e-mail", &gauges.held);
             add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &gauges.rejected);
-            add("tollgate_charges_posted", "Charges that Runmesh has", &gauges.posted);
             let help = "Age of the oldest charge not posted";
             add("tollgate_oldest_pending_charge_seconds", help, &gauges.oldest_pending_seconds);
         }
@@ -128,7 +126,6 @@ impl Gauges {
             (&self.pending, backlog.pending_charges),
             (&self.held, backlog.held_charges),
             (&self.rejected, backlog.rejected_charges),
-            (&self.posted, backlog.posted_charges),
         ]);
         self.oldest_pending_seconds.set(backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs()));
     }

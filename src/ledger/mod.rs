@@ -9,6 +9,10 @@
 //! - a charge leaves `pending` only by Runmesh's word, and nothing unposted is ever deleted;
 //! - claimed work carries a lease: who claimed it must be done before the lease ends, else somebody else takes it.
 
+pub mod books;
+#[cfg(test)]
+mod contract;
+pub mod money;
 pub mod sqlite;
 
 use std::path::PathBuf;
@@ -197,15 +201,27 @@ pub struct Backlog {
     pub pending_charges: u64,
     pub held_charges: u64,
     pub rejected_charges: u64,
-    pub posted_charges: u64,
     pub oldest_pending: Option<Timestamp>,
+}
+
+/// How many rows were pruned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    pub charges: u64,
+    pub tasks: u64,
+    pub workflows: u64,
+    pub submissions: u64,
 }
 
 /// The store. Times are passed in; `lease` is how long claimed work belongs to its claimer.
 #[async_trait::async_trait]
 pub trait Ledger: Send + Sync + 'static {
-    /// When this ledger was made: workflows from before are not ours.
+    /// When this ledger was made.
     async fn born_at(&self) -> Result<Timestamp, Error>;
+
+    /// From when on workflows are this ledger's to bill: those from before it was made were never its own, and of those
+    /// from before what it has pruned it cannot know any more whether they are billed.
+    async fn ours_since(&self) -> Result<Timestamp, Error>;
 
     /// Records a submission, its principal, and their e-mail; charges held for want of one are released. Returns the id
     /// under which the submission stands, which is an older one when this is a repeat.
@@ -218,8 +234,12 @@ pub trait Ledger: Send + Sync + 'static {
     /// `None` when they are older than the ledger.
     async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error>;
 
-    /// Brings workflows whose owner was looked for in vain since `since` up for another look.
-    async fn revisit_held(&self, since: Timestamp, at: Timestamp) -> Result<(), Error>;
+    /// Ends a comparison with FlowMesh's whole list, which was read after `at`: whatever is older is known now. Workflows
+    /// whose owner was looked for in vain since `revisit_since` come up for another look.
+    async fn compared(&self, revisit_since: Timestamp, at: Timestamp) -> Result<(), Error>;
+
+    /// When FlowMesh's list was last compared with this ledger.
+    async fn compared_at(&self) -> Result<Option<Timestamp>, Error>;
 
     /// Claims workflows that are due.
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error>;
@@ -227,8 +247,15 @@ pub trait Ledger: Send + Sync + 'static {
     /// Submissions still open that began from `since` to `until`.
     async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error>;
 
-    /// Records whose a workflow is, unless that is known already; its held charges are released.
-    async fn attribute(&self, workflow_id: &str, attribution: &Attribution, at: Timestamp) -> Result<(), Error>;
+    /// Records whose a workflow is, unless that is known already, and when FlowMesh took it; its held charges are
+    /// released.
+    async fn attribute(
+        &self,
+        workflow_id: &str,
+        attribution: &Attribution,
+        submitted_at: Option<Timestamp>,
+        at: Timestamp,
+    ) -> Result<(), Error>;
 
     /// Records tasks of a workflow, each with whether it has ended: then it is asked after at once. Returns how many of
     /// the workflow's tasks are not settled.
@@ -283,7 +310,13 @@ pub trait Ledger: Send + Sync + 'static {
     /// When the next piece of work is due, leases of others included.
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error>;
 
-    /// Counts by state.
+    /// Deletes what is over and was so before `before`, in parts, so that nobody waits for all of it: workflows whose tasks
+    /// are all settled and whose charges are all posted, with these; submissions of which no workflow is left; open ones
+    /// that can match no more. Nothing unposted goes. `None`, and nothing done, while the owner of some workflow is still
+    /// to be looked for. From then on [`Ledger::ours_since`] is not before `before`.
+    async fn prune(&self, before: Timestamp, at: Timestamp) -> Result<Option<Pruned>, Error>;
+
+    /// Counts by state. Cheap however many rows are done: those are not counted.
     async fn backlog(&self) -> Result<Backlog, Error>;
 }
 

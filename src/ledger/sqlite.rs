@@ -1,14 +1,17 @@
-//! The embedded ledger: one SQLite file, one process.
+//! The embedded ledger: one SQLite file, one `serve`, and the operator's commands beside it.
 //!
 //! WAL with `synchronous=FULL`: a committed transaction survives a power cut. One connection writes, so writers queue
 //! in Tollgate instead of meeting SQLite's busy handler; a few others read. A lock file keeps a second `serve` out,
 //! which is why leases of an earlier process can be lifted at start: it is dead.
 
+mod books;
 mod charges;
+mod ledger;
+mod operator;
+mod retention;
 mod submissions;
 mod work;
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -22,17 +25,13 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, Row, Sqlite, Transaction};
 
-use super::{
-    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
-    OpenSubmission, Settled, Settlement, Work,
-};
-use crate::access_log::event::Event;
+pub use books::SqliteBooks;
+
+use super::Error;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// How many workflows of a list are looked up, and noted, at once.
-const WORKFLOWS_AT_ONCE: usize = 500;
-/// How long a statement waits for another connection's lock: only the checkpointer and tools are others.
+/// How long a statement waits for another connection's lock: of tools, and of the operator's commands.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl From<sqlx::Error> for Error {
@@ -148,277 +147,6 @@ fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sql
 
 fn until(at: Timestamp, lease: Duration) -> i64 {
     ms(at).saturating_add(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))
-}
-
-#[async_trait::async_trait]
-impl Ledger for SqliteLedger {
-    async fn born_at(&self) -> Result<Timestamp, Error> {
-        Ok(time(sqlx::query_scalar("SELECT born_at FROM ledger").fetch_one(&self.read).await?))
-    }
-
-    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        let mut tx = self.begin().await?;
-        let id = submissions::open(&mut tx, submission).await?;
-        tx.commit().await?;
-        Ok(id)
-    }
-
-    async fn record(&self, events: &[Event], at: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        for event in events {
-            work::record(&mut tx, event, at).await?;
-        }
-        Ok(tx.commit().await?)
-    }
-
-    async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error> {
-        let mut news = 0;
-        // Nearly all of a list is known, and a submission must not wait for the one writer while that is found out.
-        for some in workflows.chunks(WORKFLOWS_AT_ONCE) {
-            let ids = serde_json::json!(some.iter().map(|(id, _)| id).collect::<Vec<_>>()).to_string();
-            let known: HashSet<String> = sqlx::query_scalar(
-                "SELECT workflow_id FROM workflows
-                 WHERE workflow_id IN (SELECT value FROM json_each(?)) AND state <> 'gone'",
-            )
-            .bind(ids)
-            .fetch_all(&self.read)
-            .await?
-            .into_iter()
-            .collect();
-            let unknown: Vec<_> = some.iter().filter(|(id, _)| !known.contains(id)).collect();
-            if unknown.is_empty() {
-                continue;
-            }
-            let mut tx = self.begin().await?;
-            for (workflow_id, sweep_at) in unknown {
-                news += work::note_workflow(&mut tx, workflow_id, *sweep_at, at).await?;
-            }
-            tx.commit().await?;
-        }
-        Ok(news)
-    }
-
-    async fn revisit_held(&self, since: Timestamp, at: Timestamp) -> Result<(), Error> {
-        sqlx::query(
-            "UPDATE workflows SET state = 'open', sweep_at = MIN(sweep_at, ?1)
-             WHERE attribution = 'held' AND state IN ('open', 'settled') AND noted_at >= ?2",
-        )
-        .bind(ms(at))
-        .bind(ms(since))
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
-
-    async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error> {
-        let rows = sqlx::query(
-            "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
-                 SELECT workflow_id FROM workflows
-                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY sweep_at LIMIT ?3)
-             RETURNING workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
-        )
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let attribution: Option<String> = row.try_get("attribution")?;
-                Ok(DueWorkflow {
-                    workflow_id: row.try_get("workflow_id")?,
-                    sweeps: row.try_get("sweeps")?,
-                    needs_owner: matches!(attribution.as_deref(), None | Some("held")),
-                    is_new: attribution.is_none(),
-                    noted_at: time(row.try_get("noted_at")?),
-                    heard: row.try_get("heard")?,
-                    unknown_since: optional_time(row, "unknown_since")?,
-                })
-            })
-            .collect()
-    }
-
-    async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error> {
-        let rows = sqlx::query(
-            "SELECT submission_id, principal_id, opened_at, ended_at, failed FROM submissions
-             WHERE state = 'open' AND opened_at BETWEEN ?1 AND ?2 ORDER BY opened_at",
-        )
-        .bind(ms(since))
-        .bind(ms(until))
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(OpenSubmission {
-                    submission_id: row.try_get("submission_id")?,
-                    principal_id: row.try_get("principal_id")?,
-                    opened_at: time(row.try_get("opened_at")?),
-                    ended_at: optional_time(row, "ended_at")?,
-                    failed: row.try_get("failed")?,
-                })
-            })
-            .collect()
-    }
-
-    async fn attribute(&self, workflow_id: &str, attribution: &Attribution, at: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        work::attribute(&mut tx, workflow_id, attribution, at).await?;
-        Ok(tx.commit().await?)
-    }
-
-    async fn note_tasks(&self, workflow_id: &str, tasks: &[(&str, bool)], at: Timestamp) -> Result<u64, Error> {
-        let mut tx = self.begin().await?;
-        for (task_id, ended) in tasks {
-            work::note_task(&mut tx, workflow_id, task_id, *ended, at).await?;
-        }
-        let open: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tasks WHERE workflow_id = ? AND state = 'open'")
-            .bind(workflow_id)
-            .fetch_one(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(open.unsigned_abs())
-    }
-
-    async fn swept(
-        &self,
-        due: &DueWorkflow,
-        next: NextSweep,
-        existence: Existence,
-        at: Timestamp,
-    ) -> Result<(), Error> {
-        let (state, sweep_at) = match next {
-            NextSweep::At(at) => ("open", Some(ms(at))),
-            NextSweep::Settled => ("settled", None),
-            NextSweep::Gone => ("gone", None),
-        };
-        // News that came meanwhile are acted on at once.
-        sqlx::query(
-            "UPDATE workflows SET leased_until = 0, asked_at = ?4,
-                 sweeps = IIF(heard = ?5, sweeps + 1, sweeps),
-                 state = IIF(heard = ?5, ?2, 'open'),
-                 sweep_at = IIF(heard = ?5, COALESCE(?3, sweep_at), MIN(sweep_at, ?4)),
-                 unknown_since = CASE ?6 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?4)
-                                         ELSE unknown_since END
-             WHERE workflow_id = ?1 AND state = 'open'",
-        )
-        .bind(&due.workflow_id)
-        .bind(state)
-        .bind(sweep_at)
-        .bind(ms(at))
-        .bind(due.heard)
-        .bind(existence.as_str())
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
-
-    async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error> {
-        let rows = sqlx::query(
-            "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
-                 SELECT task_id FROM tasks
-                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY settle_at LIMIT ?3)
-             RETURNING task_id, attempts, eager, heard, unknown_since",
-        )
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(DueTask {
-                    task_id: row.try_get("task_id")?,
-                    attempts: row.try_get("attempts")?,
-                    eager: row.try_get("eager")?,
-                    heard: row.try_get("heard")?,
-                    unknown_since: optional_time(row, "unknown_since")?,
-                })
-            })
-            .collect()
-    }
-
-    async fn unsettled(
-        &self,
-        due: &DueTask,
-        again: Option<Timestamp>,
-        existence: Existence,
-        at: Timestamp,
-    ) -> Result<(), Error> {
-        // News that came meanwhile are acted on at once.
-        sqlx::query(
-            "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3,
-                 settle_at = IIF(heard = ?4, ?2, MIN(settle_at, ?3)),
-                 unknown_since = CASE ?5 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?3)
-                                         ELSE unknown_since END
-             WHERE task_id = ?1 AND state = 'open'",
-        )
-        .bind(&due.task_id)
-        .bind(again.map(ms))
-        .bind(ms(at))
-        .bind(due.heard)
-        .bind(existence.as_str())
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
-
-    async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        work::hold_task(&mut tx, due, reason, again, at).await?;
-        Ok(tx.commit().await?)
-    }
-
-    async fn settle(
-        &self,
-        task_id: &str,
-        workflow_id: Option<&str>,
-        settlement: &Settlement,
-        at: Timestamp,
-    ) -> Result<Settled, Error> {
-        let mut tx = self.begin().await?;
-        let settled = charges::settle(&mut tx, task_id, workflow_id, settlement, at).await?;
-        tx.commit().await?;
-        Ok(settled)
-    }
-
-    async fn awaiting_email(&self) -> Result<Vec<String>, Error> {
-        let held = "SELECT DISTINCT principal_id FROM charges WHERE state = 'held' AND principal_id IS NOT NULL";
-        Ok(sqlx::query_scalar(held).fetch_all(&self.read).await?)
-    }
-
-    async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error> {
-        Ok(charges::claim(&self.write, ms(at), until(at, lease), limit).await?)
-    }
-
-    async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        Ok(charges::posted(&self.write, task_id, at).await?)
-    }
-
-    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        charges::failed(&mut tx, task_id, error, again, at).await?;
-        Ok(tx.commit().await?)
-    }
-
-    async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
-        Ok(charges::rejected(&self.write, task_id, answer).await?)
-    }
-
-    async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {
-        let query = match work {
-            Work::Tasks => {
-                "SELECT MIN(MAX(settle_at, leased_until)) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL"
-            }
-            Work::Workflows => "SELECT MIN(MAX(sweep_at, leased_until)) FROM workflows WHERE state = 'open'",
-            Work::Charges => "SELECT MIN(MAX(post_at, leased_until)) FROM charges WHERE state = 'pending'",
-        };
-        let due: Option<i64> = sqlx::query_scalar(query).fetch_one(&self.read).await?;
-        Ok(due.map(time))
-    }
-
-    async fn backlog(&self) -> Result<Backlog, Error> {
-        charges::backlog(&self.read).await.map_err(Error::from)
-    }
 }
 
 #[cfg(test)]

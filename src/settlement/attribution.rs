@@ -12,11 +12,15 @@ pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// How long after Check, or after its client has gone, FlowMesh may take a submission: uploads and FlowMesh can be slow.
 pub const LONGEST_SUBMISSION: SignedDuration = SignedDuration::from_mins(15);
 
-/// Decides from what the ledger knows. `born_at` is the ledger's; without a time nothing can be decided.
+/// Decides from what the ledger knows. `ours_since` is the ledger's; without a time nothing can be decided.
 #[must_use]
-pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], born_at: Timestamp) -> Attribution {
+pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], ours_since: Timestamp) -> Attribution {
     let held = |reason: &str| Attribution::Held { reason: reason.to_owned() };
     let Some(submitted_at) = submitted_at else { return held("FlowMesh does not say when it was submitted") };
+    // It may have been billed and pruned; a submission of that time that is still open is then another's.
+    if submitted_at < ours_since - CLOCK_SKEW {
+        return Attribution::Ignored;
+    }
     let mut candidates: Vec<&OpenSubmission> =
         open.iter().filter(|submission| was_open_at(submission, submitted_at)).collect();
     // Only one principal is left below, so this picks which of their own submissions it was: one that FlowMesh did not
@@ -26,7 +30,7 @@ pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], born_at:
         (submission.failed, before.is_negative(), before.abs())
     });
     match candidates.as_slice() {
-        [] if submitted_at < born_at => Attribution::Ignored,
+        [] if submitted_at < ours_since => Attribution::Ignored,
         [] => held("no submission was open at its time"),
         several if several.iter().any(|other| other.principal_id != several[0].principal_id) => {
             let mut principals: Vec<&str> = several.iter().map(|candidate| candidate.principal_id.as_str()).collect();
@@ -43,8 +47,10 @@ pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], born_at:
     }
 }
 
-/// FlowMesh may take a submission long after its client has gone: the end of a request says nothing of that.
-fn was_open_at(submission: &OpenSubmission, at: Timestamp) -> bool {
+/// Whether a submission may have made a workflow that FlowMesh took `at`. FlowMesh may take it long after its client has
+/// gone: the end of a request says nothing of that.
+#[must_use]
+pub fn was_open_at(submission: &OpenSubmission, at: Timestamp) -> bool {
     let last_heard = submission.ended_at.unwrap_or(submission.opened_at);
     submission.opened_at - CLOCK_SKEW <= at && at <= last_heard + LONGEST_SUBMISSION
 }
@@ -123,6 +129,11 @@ mod tests {
     fn a_workflow_older_than_the_ledger_is_not_ours_and_a_younger_one_of_nobody_is_held() {
         assert_eq!(decide_at(at(-1), &[], at(0)), Attribution::Ignored);
         assert!(matches!(decide_at(at(1), &[], at(0)), Attribution::Held { .. }));
+    }
+
+    #[test]
+    fn a_workflow_from_before_what_is_kept_is_not_matched_with_whatever_is_still_open() {
+        assert_eq!(decide_at(at(10), &[open("s", "alice", 9, None)], at(20)), Attribution::Ignored);
     }
 
     #[test]

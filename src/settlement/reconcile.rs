@@ -92,23 +92,26 @@ impl Reconciler {
     }
 
     async fn reconcile(&self, now: Timestamp) -> Result<(), TaskError> {
-        let born_at = self.ledger.born_at().await?;
+        let ours_since = self.ledger.ours_since().await?;
         let workflows = self.flowmesh.workflows().await?;
         let listed: Vec<(String, Option<Timestamp>)> = workflows
             .into_iter()
             .map(|workflow| {
-                // What may be older than the ledger only by the difference of two clocks is left to the sweep.
-                let ours = workflow.submitted_at.is_none_or(|at| at >= born_at - CLOCK_SKEW);
+                // What may be too old only by the difference of two clocks is left to the sweep.
+                let ours = workflow.submitted_at.is_none_or(|at| at >= ours_since - CLOCK_SKEW);
                 (workflow.workflow_id, ours.then_some(now))
             })
             .collect();
         let (ours, older): (Vec<_>, Vec<_>) = listed.into_iter().partition(|(_, sweep_at)| sweep_at.is_some());
         let news = self.ledger.note_workflows(&ours, now).await?;
         let ignored = self.ledger.note_workflows(&older, now).await?;
-        self.ledger.revisit_held(now - REVISIT, now).await?;
+        self.ledger.compared(now - REVISIT, now).await?;
         self.metrics.sweeps.get_or_create(&OutcomeLabels { outcome: "found_by_list" }).inc_by(news);
         if ignored > 0 {
-            tracing::info!(workflows = ignored, "{ignored} workflows are older than the ledger and left alone");
+            tracing::info!(
+                workflows = ignored,
+                "{ignored} workflows are older than the ledger, or than what it keeps, and left alone"
+            );
         }
         if news > 0 {
             tracing::info!(workflows = news, "{news} workflows in FlowMesh of which the log has not told");

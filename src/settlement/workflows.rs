@@ -115,7 +115,7 @@ impl Sweeper {
                 }
                 Attribution::Held { .. } | Attribution::Ignored => {}
             }
-            self.ledger.attribute(id, &attribution, now).await?;
+            self.ledger.attribute(id, &attribution, workflow.submitted_at, now).await?;
             if attribution == Attribution::Ignored && due.is_new {
                 return Ok(true);
             }
@@ -148,6 +148,6 @@ impl Sweeper {
             }
             None => Vec::new(),
         };
-        Ok(attribution::decide(workflow.submitted_at, &open, self.ledger.born_at().await?))
+        Ok(attribution::decide(workflow.submitted_at, &open, self.ledger.ours_since().await?))
     }
 }

@@ -226,7 +226,6 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
                 (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
                 (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
                 (SELECT COUNT(*) FROM charges WHERE state = 'rejected') AS rejected_charges,
-                (SELECT COUNT(*) FROM charges WHERE state = 'posted') AS posted_charges,
                 (SELECT MIN(created_at) FROM charges WHERE state = 'pending') AS oldest_pending",
     )
     .fetch_one(pool)
@@ -242,7 +241,6 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
         pending_charges: count("pending_charges")?,
         held_charges: count("held_charges")?,
         rejected_charges: count("rejected_charges")?,
-        posted_charges: count("posted_charges")?,
         oldest_pending: optional_time(&row, "oldest_pending")?,
     })
 }

@@ -1,10 +1,11 @@
 //! Submission and principal rows.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::SqliteConnection;
+use sqlx::sqlite::SqlitePool;
+use sqlx::{Row, SqliteConnection};
 
-use super::ms;
-use crate::ledger::NewSubmission;
+use super::{ms, optional_time, time};
+use crate::ledger::{NewSubmission, OpenSubmission};
 use crate::principal::Principal;
 
 /// How long a Check can be repeated: Envoy's time limit, generously. After that an equal request id is a client's doing.
@@ -135,4 +136,31 @@ pub async fn resolve(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Those still open that began from `since` to `until`.
+pub async fn open_between(
+    pool: &SqlitePool,
+    since: Timestamp,
+    until: Timestamp,
+) -> Result<Vec<OpenSubmission>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT submission_id, principal_id, opened_at, ended_at, failed FROM submissions
+         WHERE state = 'open' AND opened_at BETWEEN ?1 AND ?2 ORDER BY opened_at",
+    )
+    .bind(ms(since))
+    .bind(ms(until))
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(OpenSubmission {
+                submission_id: row.try_get("submission_id")?,
+                principal_id: row.try_get("principal_id")?,
+                opened_at: time(row.try_get("opened_at")?),
+                ended_at: optional_time(row, "ended_at")?,
+                failed: row.try_get("failed")?,
+            })
+        })
+        .collect()
 }

@@ -24,6 +24,10 @@ fn millis(duration: SignedDuration) -> i64 {
 pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<(), sqlx::Error> {
     match event {
         Event::Submitted { submission_id, principal_id, workflow_id, at: ended } => {
+            // A replay from before what is kept: its workflow may have been billed and pruned.
+            if was_pruned(tx, workflow_id, *ended).await? {
+                return Ok(());
+            }
             submissions::see_principal(tx, principal_id, None, at).await?;
             submissions::resolve(tx, submission_id, workflow_id, *ended).await?;
             own_workflow(tx, workflow_id, principal_id, submission_id, at).await
@@ -97,6 +101,18 @@ async fn task_ended(tx: &mut SqliteConnection, task_id: &str, at: Timestamp) -> 
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Whether a workflow submitted `at` may have had a row that is pruned. One that has an owner, or looks for one, has not.
+async fn was_pruned(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT pruned_before > ?2
+             AND NOT EXISTS (SELECT 1 FROM workflows WHERE workflow_id = ?1 AND state <> 'ignored') FROM ledger",
+    )
+    .bind(workflow_id)
+    .bind(ms(at))
+    .fetch_one(tx)
+    .await
 }
 
 /// The log names the owner: that overrides whatever was guessed, and frees what was held.
@@ -176,8 +192,14 @@ pub async fn attribute(
     tx: &mut SqliteConnection,
     workflow_id: &str,
     attribution: &Attribution,
+    submitted_at: Option<Timestamp>,
     at: Timestamp,
 ) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE workflows SET submitted_at = ?2 WHERE workflow_id = ?1 AND submitted_at IS NULL")
+        .bind(workflow_id)
+        .bind(submitted_at.map(ms))
+        .execute(&mut *tx)
+        .await?;
     match attribution {
         Attribution::Ignored => {
             sqlx::query("UPDATE workflows SET state = 'ignored' WHERE workflow_id = ? AND attribution IS NULL")

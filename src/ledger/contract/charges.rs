@@ -1,0 +1,119 @@
+//! Settling, posting, leases.
+
+use super::*;
+
+pub async fn a_settled_task_is_one_pending_charge_of_the_workflows_owner_however_often_it_is_settled<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Already);
+    let due = fixture.due_charges(10).await;
+    let [charge] = due.as_slice() else { panic!("{due:?}") };
+    assert_eq!((charge.email.as_str(), charge.cost.as_str(), charge.attempts), ("alice@example.com", "0.42", 0));
+    assert_eq!(charge.workflow_id.as_deref(), Some("wfl-1"));
+}
+
+pub async fn an_execution_that_several_tasks_show_is_charged_once<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.settle("tsk-2", "wfl-1", "wrk-1").await, Settled::Merged);
+    assert_eq!(fixture.settle("tsk-3", "wfl-1", "wrk-2").await, charged("alice"));
+    assert_eq!(fixture.backlog().await.pending_charges, 2);
+}
+
+pub async fn executions_that_flowmesh_does_not_name_are_never_taken_for_one<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    let Settlement::Usage(mut usage) = usage("wrk-1") else { unreachable!() };
+    usage.started_at = None;
+    for task in ["tsk-1", "tsk-2"] {
+        let settled = fixture.ledger().settle(task, Some("wfl-1"), &Settlement::Usage(usage.clone()), at(10)).await;
+        assert_eq!(settled.expect("committed"), charged("alice"));
+    }
+}
+
+pub async fn a_charge_without_an_e_mail_is_held_until_its_owner_shows_up_with_one<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &principal("carol", None)).await;
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Held { reason: "no_email" });
+    assert!(fixture.due_charges(20).await.is_empty());
+    fixture.submit(&principal("carol", None), "r2", 20).await;
+    assert!(fixture.due_charges(20).await.is_empty());
+    fixture.submit(&principal("carol", Some("carol@example.com")), "r3", 30).await;
+    assert_eq!(
+        fixture.due_charges(30).await.first().map(|due| due.email.clone()).as_deref(),
+        Some("carol@example.com")
+    );
+}
+
+pub async fn claimed_work_belongs_to_its_claimer_until_the_lease_ends<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    assert_eq!(fixture.due_charges(10).await.len(), 1);
+    assert!(fixture.due_charges(69).await.is_empty());
+    assert_eq!(fixture.ledger().next_due(Work::Charges).await.expect("read"), Some(at(70)));
+    assert_eq!(fixture.due_charges(70).await.len(), 1);
+}
+
+pub async fn a_restart_lifts_the_leases_of_the_dead_and_keeps_everything_else<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    assert_eq!(fixture.due_charges(10).await.len(), 1);
+    let fixture = Fixture { store: fixture.store.killed_and_restarted().await };
+    assert_eq!(fixture.due_charges(11).await.len(), 1);
+    assert_eq!(fixture.ledger().born_at().await.expect("read"), at(0));
+}
+
+pub async fn a_charge_leaves_pending_by_runmeshs_word_alone<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    for (task, worker) in [("tsk-1", "wrk-1"), ("tsk-2", "wrk-2"), ("tsk-3", "wrk-3")] {
+        fixture.settle(task, "wfl-1", worker).await;
+    }
+    assert_eq!(fixture.due_charges(10).await.len(), 3);
+    fixture.ledger().posted("tsk-1", at(11)).await.expect("committed");
+    fixture.ledger().post_failed("tsk-2", "status 503", at(30), at(11)).await.expect("committed");
+    fixture.ledger().post_rejected("tsk-3", "status 422: no").await.expect("committed");
+    let backlog = fixture.backlog().await;
+    assert_eq!((backlog.pending_charges, backlog.rejected_charges, fixture.posted_charges().await), (1, 1, 1));
+    assert!(fixture.due_charges(29).await.is_empty());
+    let due = fixture.due_charges(30).await;
+    assert_eq!(due.iter().map(|due| (due.task_id.as_str(), due.attempts)).collect::<Vec<_>>(), [("tsk-2", 1)]);
+    // A late word changes nothing any more.
+    fixture.ledger().post_failed("tsk-1", "late", at(40), at(40)).await.expect("committed");
+    assert_eq!(fixture.posted_charges().await, 1);
+}
+
+pub async fn the_supplier_and_the_execution_are_kept_with_the_charge<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    let charge = fixture.charge("tsk-1").await;
+    assert_eq!((charge.supplier_id.as_deref(), charge.assigned_worker.as_deref()), (Some("acme"), Some("wrk-1")));
+    assert_eq!(charge.started_at.as_deref(), Some("2026-11-22T08:00:02Z"));
+    assert_eq!(charge.finished_at.as_deref(), Some("2026-11-22T08:01:14.5Z"));
+}
+
+pub async fn a_repeated_word_of_runmeshs_changes_nothing<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    for task in ["tsk-1", "tsk-2"] {
+        fixture.settle(task, "wfl-1", task).await;
+    }
+    for _ in 0..2 {
+        fixture.ledger().posted("tsk-1", at(11)).await.expect("committed");
+        fixture.ledger().post_rejected("tsk-2", "status 422: no").await.expect("committed");
+        // And the other's word comes too late.
+        fixture.ledger().post_rejected("tsk-1", "late").await.expect("committed");
+        fixture.ledger().posted("tsk-2", at(12)).await.expect("committed");
+        fixture.ledger().post_failed("tsk-2", "late", at(40), at(12)).await.expect("committed");
+        let (posted, rejected) = (fixture.charge("tsk-1").await, fixture.charge("tsk-2").await);
+        assert_eq!((posted.state, posted.posted_at, posted.attempts), (ChargeState::Posted, Some(at(11)), 1));
+        assert_eq!((rejected.state, rejected.attempts), (ChargeState::Rejected, 1));
+        assert_eq!(rejected.last_error.as_deref(), Some("status 422: no"));
+    }
+    assert!(fixture.due_charges(50).await.is_empty());
+}

@@ -34,6 +34,7 @@ use crate::ledger::sqlite::SqliteLedger;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{self, Bound};
 use crate::poster::Poster;
+use crate::retention::Pruner;
 use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
 use crate::telemetry::{Logs, Metrics};
@@ -228,7 +229,7 @@ struct Parts<'a> {
     metrics: &'a Metrics,
 }
 
-/// Starts everything behind the access log: intake, settling, sweeping, reconciling, posting.
+/// Starts everything behind the access log: intake, settling, sweeping, reconciling, posting, pruning.
 fn spawn_billing(
     lifecycle: &mut Lifecycle,
     stopping: &Stopping,
@@ -265,11 +266,18 @@ fn spawn_billing(
         metrics: metrics.clone(),
     };
     let poster = Poster::new(ledger.clone(), runmesh, metrics.clone());
+    let pruner = Pruner {
+        ledger: ledger.clone(),
+        retention: config.retention,
+        interval: limits.prune_interval,
+        metrics: metrics.clone(),
+    };
     let driver = Driver { ledger: ledger.clone(), news: news.clone(), metrics: metrics.clone(), stop: stop.clone() };
     lifecycle.spawn("settling", driver.clone().drive(settler, limits.settling_concurrency));
     lifecycle.spawn("sweeping", driver.clone().drive(sweeper, limits.sweeping_concurrency));
     lifecycle.spawn("posting", driver.drive(poster, limits.posting_concurrency));
     lifecycle.spawn("reconciling", reconciler.run(stop.clone()));
+    lifecycle.spawn("pruning", pruner.run(stop.clone()));
     let (events, queue) = mpsc::channel(limits.intake_queue);
     lifecycle.spawn("intake", Intake::new(ledger.clone(), queue, news, limits.intake_batch, metrics.clone()).run());
     events

@@ -1,5 +1,7 @@
 //! The subcommands.
 
+mod ledger;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,6 +36,9 @@ enum Command {
     EnvoyConfig(Box<EnvoyConfig>),
     /// Ask a running Tollgate whether it is ready; the exit code tells
     Healthcheck,
+    /// Look after the ledger: what is there, what waits for you. Safe while `serve` runs
+    #[command(subcommand)]
+    Ledger(ledger::Command),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +85,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Healthcheck => block_on(healthcheck(config(cli.options)?)),
+        Command::Ledger(command) => {
+            // Nothing but the file: no secret, no address.
+            let path = Config::ledger_path(&cli.options)?;
+            block_on(ledger::run(command, &path))
+        }
         Command::Serve => block_on(serve(config(cli.options)?)),
     }
 }

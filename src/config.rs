@@ -20,7 +20,7 @@ pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use options::Options;
 
 /// Environment variables with Tollgate's prefix that this version reads, to warn about any other.
-const OWN_VARIABLES: [&str; 12] = [
+const OWN_VARIABLES: [&str; 13] = [
     "TOLLGATE_GRPC_LISTEN",
     TLS_CERT,
     TLS_KEY,
@@ -28,6 +28,7 @@ const OWN_VARIABLES: [&str; 12] = [
     "TOLLGATE_INSECURE_LISTEN",
     "TOLLGATE_ADMIN_LISTEN",
     "TOLLGATE_LEDGER",
+    "TOLLGATE_RETENTION_DAYS",
     "TOLLGATE_FORWARD_AUTHORIZATION",
     "TOLLGATE_RECONCILE_INTERVAL_SECS",
     "TOLLGATE_RECONCILE_GRACE_SECS",
@@ -116,6 +117,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// The SQLite file.
     pub ledger: PathBuf,
+    /// How long what is over stays in the ledger.
+    pub retention: Duration,
     pub forward_authorization: bool,
     pub reconcile_interval: Duration,
     pub reconcile_grace: Duration,
@@ -210,6 +213,8 @@ impl Config {
             tls,
             admin_listen,
             ledger: ledger(options.ledger)?,
+            // A month's bill must be there when it is disputed.
+            retention: days("TOLLGATE_RETENTION_DAYS", options.retention_days, 90, 32..=36_500)?,
             forward_authorization: on_off("TOLLGATE_FORWARD_AUTHORIZATION", options.forward_authorization)?,
             reconcile_interval: seconds(
                 "TOLLGATE_RECONCILE_INTERVAL_SECS",
@@ -227,6 +232,14 @@ impl Config {
             limits: Limits::default(),
             warnings,
         })
+    }
+
+    /// The ledger's file alone, for commands that need nothing else.
+    ///
+    /// # Errors
+    /// When the setting cannot be used.
+    pub fn ledger_path(options: &Options) -> Result<PathBuf, Error> {
+        ledger(options.ledger.clone())
     }
 
     /// Adds a warning for each variable with Tollgate's prefix that this version does not read.
@@ -264,6 +277,7 @@ impl Config {
             (TLS_CLIENT_CA, tls(|files| &files.client_ca)),
             ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
             ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
+            ("TOLLGATE_RETENTION_DAYS", (self.retention.as_secs() / SECONDS_A_DAY).to_string()),
             ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),
             ("TOLLGATE_RECONCILE_INTERVAL_SECS", self.reconcile_interval.as_secs().to_string()),
             ("TOLLGATE_RECONCILE_GRACE_SECS", self.reconcile_grace.as_secs().to_string()),
@@ -336,14 +350,32 @@ fn seconds(
     default: u64,
     range: std::ops::RangeInclusive<u64>,
 ) -> Result<Duration, Error> {
-    let Some(value) = given(value) else { return Ok(Duration::from_secs(default)) };
-    match value.parse::<u64>() {
-        Ok(seconds) if range.contains(&seconds) => Ok(Duration::from_secs(seconds)),
-        _ => Err(wrong(
-            variable,
-            format!("'{value}' is not a whole number of seconds from {} to {}", range.start(), range.end()),
-        )),
-    }
+    whole(variable, value, "seconds", default, range).map(Duration::from_secs)
+}
+
+const SECONDS_A_DAY: u64 = 86_400;
+
+fn days(
+    variable: &'static str,
+    value: Option<String>,
+    default: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<Duration, Error> {
+    whole(variable, value, "days", default, range).map(|days| Duration::from_secs(days * SECONDS_A_DAY))
+}
+
+fn whole(
+    variable: &'static str,
+    value: Option<String>,
+    unit: &str,
+    default: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Error> {
+    let Some(value) = given(value) else { return Ok(default) };
+    value.parse::<u64>().ok().filter(|number| range.contains(number)).ok_or_else(|| {
+        let (from, to) = (range.start(), range.end());
+        wrong(variable, format!("'{value}' is not a whole number of {unit} from {from} to {to}"))
+    })
 }
 
 fn address(variable: &'static str, text: &str) -> Result<SocketAddr, Error> {

@@ -32,6 +32,7 @@ pub mod circuit;
 pub mod drive;
 pub mod ledger;
 pub mod poster;
+pub mod retention;
 pub mod settlement;
 
 pub mod admin;

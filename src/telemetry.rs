@@ -100,6 +100,7 @@ pub struct Metrics {
     pub posts: Family<OutcomeLabels, Counter>,
     pub posting_paused: Gauge,
     pub asking_paused: Gauge,
+    pub pruned: Family<KindLabels, Counter>,
 }
 
 impl Metrics {
@@ -123,6 +124,7 @@ impl Metrics {
             posts: Family::default(),
             posting_paused: Gauge::default(),
             asking_paused: Gauge::default(),
+            pruned: Family::default(),
         };
         let m = &metrics;
         registry.register("tollgate_check_decisions", "Checks answered, by reason", m.decisions.clone());
@@ -153,6 +155,7 @@ impl Metrics {
             "1 while the circuit to FlowMesh, for tasks and workflows, is open",
             m.asking_paused.clone(),
         );
+        registry.register("tollgate_pruned_rows", "Old rows deleted from the ledger, by kind", m.pruned.clone());
         metrics
     }
 }

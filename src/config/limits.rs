@@ -69,6 +69,8 @@ pub struct Limits {
     pub sweeping_concurrency: usize,
     /// Posts in flight at once.
     pub posting_concurrency: usize,
+    /// Between two prunings of the ledger; also how long what FlowMesh listed has to find its owner before.
+    pub prune_interval: Duration,
     /// From the log service's NOT_SERVING to the end of its streams: Envoy must have noticed by then.
     pub drain_delay: Duration,
     /// From the end of the drain to the end of the process, whatever is still under way.
@@ -110,6 +112,7 @@ impl Default for Limits {
             settling_concurrency: 8,
             sweeping_concurrency: 4,
             posting_concurrency: 32,
+            prune_interval: Duration::from_mins(10),
             drain_delay: Duration::from_millis(2500),
             shutdown_deadline: Duration::from_secs(15),
         }

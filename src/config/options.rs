@@ -55,6 +55,9 @@ pub struct Options {
     /// The durable store: `sqlite:PATH` [default: sqlite:tollgate.db]
     #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL")]
     pub ledger: Option<String>,
+    /// Days that what is over stays in the ledger, 32 at least; what is not posted stays until it is [default: 90]
+    #[arg(long, global = true, env = "TOLLGATE_RETENTION_DAYS", value_name = "DAYS")]
+    pub retention_days: Option<String>,
     /// `on`: keep the caller's bearer on the way to FlowMesh [default: off]
     #[arg(long, global = true, env = "TOLLGATE_FORWARD_AUTHORIZATION", value_name = "on|off")]
     pub forward_authorization: Option<String>,

@@ -46,6 +46,8 @@ fn every_error_is_one_line_that_names_its_variable() {
         ("TOLLGATE_GRPC_LISTEN", |o| o.grpc_listen = some("unix:@abstract")),
         ("TOLLGATE_ADMIN_LISTEN", |o| o.admin_listen = some("9090")),
         ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite::memory:")),
+        ("TOLLGATE_RETENTION_DAYS", |o| o.retention_days = some("31")),
+        ("TOLLGATE_RETENTION_DAYS", |o| o.retention_days = some("90d")),
         ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite://ledger.db")),
         ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x")),
         ("TOLLGATE_LOG", |o| o.log = some("tollgate=loud")),

@@ -17,4 +17,3 @@ CREATE INDEX charges_posted ON charges (posted_at, task_id) WHERE state = 'poste
 -- What is pruned is looked for from the oldest on.
 CREATE INDEX workflows_over ON workflows (noted_at, workflow_id) WHERE state <> 'open';
 CREATE INDEX submissions_over ON submissions (opened_at, submission_id) WHERE state <> 'open';
-CREATE INDEX tasks_of_none ON tasks (asked_at, task_id) WHERE workflow_id IS NULL AND state = 'settled';

@@ -32,7 +32,7 @@ fn an_empty_value_counts_as_unset() {
 #[test]
 fn every_error_is_one_line_that_names_its_variable() {
     type Change = fn(&mut Options);
-    let cases: [(&str, Change); 17] = [
+    let cases: [(&str, Change); 19] = [
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("lum.id")),
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("ftp://lum.id")),
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("https://u:p@lum.id")),

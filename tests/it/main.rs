@@ -15,6 +15,7 @@ mod harness;
 mod identity;
 mod log_service;
 mod mtls;
+mod operator;
 mod paths;
 mod privacy;
 mod process;

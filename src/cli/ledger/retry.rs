@@ -22,7 +22,7 @@ pub struct Flags {
 }
 
 pub async fn run(flags: &Flags, books: &dyn Books, now: Timestamp, out: &mut impl Write) -> anyhow::Result<()> {
-    let (mut retried, mut left) = (0, 0);
+    let (mut retried, mut left) = (0, Vec::new());
     let many = match (flags.rejected, flags.all) {
         (true, _) => Some(Retry::Rejected),
         (_, true) => Some(Retry::All),
@@ -46,25 +46,23 @@ pub async fn run(flags: &Flags, books: &dyn Books, now: Timestamp, out: &mut imp
         }
     }
     for task in &flags.tasks {
-        match books.retry(Retry::Task(task), now, 1).await?.first() {
-            Some(charge) => {
-                retried += 1;
-                tell(charge);
-            }
-            None => {
-                left += 1;
-                eprintln!("{}: {}", text::plain(task), why_not(task, books, now).await?);
-            }
+        if let Some(charge) = books.retry(Retry::Task(task), now, 1).await?.first() {
+            retried += 1;
+            tell(charge);
+        } else {
+            left.push(format!("{}: {}", text::plain(task), why_not(task, books, now).await?));
         }
     }
-    writeln!(
-        out,
-        "{} to be posted within ten seconds where `tollgate serve` runs. No money moves twice: Runmesh takes each task once.",
-        text::count(retried, "charge")
-    )?;
-    if left > 0 {
+    if retried > 0 || left.is_empty() {
+        writeln!(
+            out,
+            "{} to be posted within ten seconds where `tollgate serve` runs. No money moves twice: Runmesh takes each task once.",
+            text::count(retried, "charge")
+        )?;
+    }
+    if !left.is_empty() {
         out.flush()?;
-        bail!("{} left as it was", text::count(left, "task"));
+        bail!("not tried again: {}", left.join("; "));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -38,6 +39,11 @@ impl SqliteBooks {
     /// # Errors
     /// [`Error::Open`], in one line, when it is not there, cannot be used, is no ledger, or is of another version.
     pub async fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, BUSY_TIMEOUT).await
+    }
+
+    /// With a given patience for other writers.
+    pub(super) async fn open_with(path: &Path, patience: Duration) -> Result<Self, Error> {
         let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
         match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -55,7 +61,7 @@ impl SqliteBooks {
             .create_if_missing(false)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(patience);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
         let pool = pool.map_err(|error| fail(why(&error)))?;
         check_version(&pool).await.map_err(fail)?;

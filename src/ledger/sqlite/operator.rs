@@ -89,7 +89,7 @@ pub async fn name_owner(tx: &mut SqliteConnection, naming: Naming<'_>) -> Result
         (None, None) => return Ok(Named::UnknownPrincipal),
         // lum.id knows better, and other charges go there, too.
         (Some(Some(known)), Some(given)) if known != given => return Ok(Named::OtherEmail),
-        (None, Some(_)) | (Some(None), Some(_)) => submissions::see_principal(tx, principal_id, email, at).await?,
+        (None | Some(None), Some(_)) => submissions::see_principal(tx, principal_id, email, at).await?,
         (Some(_), _) => {}
     }
     sqlx::query(

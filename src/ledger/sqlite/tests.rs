@@ -170,6 +170,30 @@ async fn what_runs_often_uses_an_index_however_many_rows_are_done() {
             "SELECT * FROM workflows WHERE attribution = 'held' AND state IN ('open', 'settled') AND noted_at >= 1",
             "workflows_held",
         ),
+        ("SELECT COUNT(*) FROM charges WHERE state = 'pending'", "charges_due"),
+        ("SELECT COUNT(*) FROM charges WHERE state = 'held'", "charges_held_of"),
+        ("SELECT COUNT(*) FROM charges WHERE state = 'rejected'", "charges_rejected"),
+        ("SELECT COUNT(*) FROM tasks WHERE outcome = 'gone'", "tasks_gone"),
+        (
+            "SELECT * FROM charges WHERE state = 'posted' AND posted_at < 2 AND (posted_at, task_id) > (1, 't')
+             ORDER BY posted_at, task_id",
+            "charges_posted",
+        ),
+        (
+            "SELECT noted_at, workflow_id FROM workflows WHERE (noted_at, workflow_id) > (1, 'w') AND noted_at < 2
+             AND state <> 'open' ORDER BY noted_at, workflow_id",
+            "workflows_over",
+        ),
+        (
+            "SELECT opened_at, submission_id FROM submissions WHERE (opened_at, submission_id) > (1, 's')
+             AND opened_at < 2 AND state <> 'open' ORDER BY opened_at, submission_id",
+            "submissions_over",
+        ),
+        (
+            "SELECT asked_at, task_id FROM tasks WHERE (asked_at, task_id) > (1, 't') AND asked_at < 2
+             AND workflow_id IS NULL AND state = 'settled' ORDER BY asked_at, task_id",
+            "tasks_of_workflow",
+        ),
     ] {
         let plan: Vec<(i64, i64, i64, String)> =
             sqlx::query_as(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}")))
@@ -178,4 +202,72 @@ async fn what_runs_often_uses_an_index_however_many_rows_are_done() {
                 .expect("explained");
         assert!(plan.iter().any(|(.., step)| step.contains(index)), "{query}: {plan:?}");
     }
+}
+
+/// Why the operator's side of a file cannot be opened, in one line that names it.
+async fn why_not(path: &Path) -> String {
+    let error = SqliteBooks::open(path).await.expect_err("cannot be opened").to_string();
+    assert!(error.contains("ledger.db") && !error.contains('\n'), "{error}");
+    error
+}
+
+#[tokio::test]
+async fn the_operators_side_makes_no_ledger_and_touches_nothing_that_is_none() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("ledger.db");
+    let error = why_not(&path).await;
+    assert!(error.contains("there is no such file"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0);
+    for content in ["", "not a database, and long enough to be taken for one at first sight"] {
+        std::fs::write(&path, content.repeat(20)).expect("written");
+        let error = why_not(&path).await;
+        assert!(error.contains("it is no ledger") || error.contains("file is not a database"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), content.repeat(20));
+    }
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir(&path).expect("made");
+    assert!(why_not(&path).await.contains("it is no file"));
+}
+
+#[tokio::test]
+async fn a_damaged_ledger_is_an_error_of_one_line() {
+    let SqliteStore { ledger, books, dir } = SqliteStore::fresh().await;
+    books.close().await;
+    ledger.close().await;
+    drop((ledger, books));
+    let path = dir.path().join("ledger.db");
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[100..].fill(0xa5);
+    std::fs::write(&path, bytes).expect("written");
+    let error = why_not(&path).await;
+    assert!(error.contains("malformed"), "{error}");
+}
+
+#[tokio::test]
+async fn the_operators_side_of_another_version_says_so() {
+    let store = SqliteStore::fresh().await;
+    let path = store.dir.path().join("ledger.db");
+    let change = async |statement: &'static str| {
+        sqlx::query(statement).execute(&store.ledger.write).await.expect("changed");
+    };
+    change("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 3").await;
+    assert!(why_not(&path).await.contains("newer version of Tollgate (its schema has step 9999)"));
+    change("DELETE FROM _sqlx_migrations WHERE version = 9999").await;
+    assert!(why_not(&path).await.contains("lacks step 3): start `tollgate serve` once"));
+}
+
+#[tokio::test]
+async fn a_ledger_that_somebody_keeps_locked_is_an_error_and_read_all_the_same() {
+    let store = SqliteStore::fresh().await;
+    let fixture = Fixture { store };
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    let path = fixture.store.dir.path().join("ledger.db");
+    // With less patience than the real one has.
+    let impatient = SqliteBooks::open_with(&path, Duration::from_millis(50)).await.expect("opens");
+    let writing = fixture.store.ledger.begin().await.expect("begun");
+    let error = impatient.retry(crate::ledger::books::Retry::All, at(1), 1).await.expect_err("locked").to_string();
+    assert!(error.contains("database is locked"), "{error}");
+    assert_eq!(impatient.standing().await.expect("read").charges[0].rows, 1);
+    drop(writing);
 }

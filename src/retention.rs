@@ -98,7 +98,7 @@ mod tests {
     use crate::upstream::Http;
     use crate::upstream::flowmesh::FlowMesh;
 
-    const DAYS: Duration = Duration::from_secs(86_400);
+    const DAYS: Duration = Duration::from_hours(24);
     const OFTEN: Duration = Duration::from_millis(20);
 
     /// A FlowMesh that forgets nothing: a workflow of one task, and one that nobody knows any more, submitted `at`.

@@ -105,7 +105,8 @@ async fn two_who_submitted_at_once_and_whose_log_entries_are_lost_are_told_apart
 async fn a_charge_that_runmesh_refused_is_posted_after_a_retry() {
     let edge = Edge::start().await;
     let ledger = edge.dir.path().join("ledger.db");
-    edge.stack.runmesh.fail_entries_with(Fault::status(422));
+    let refusal = format!(r#"{{"msg": "no account of {}"}}"#, ALICE.email);
+    edge.stack.runmesh.fail_entries_with(Fault::Status(422, refusal, Vec::new()));
     let (_, tasks) = edge.submit(ALICE.token, 2).await;
     for task in &tasks {
         edge.post_result(ACME.token, task).await;
@@ -113,6 +114,10 @@ async fn a_charge_that_runmesh_refused_is_posted_after_a_retry() {
     edge.metric("tollgate_charges_rejected", 2.0).await;
     edge.stack.runmesh.heal();
     let rejected = objects(&edge, &["list", "--state", "rejected", "--json"]);
+    for arguments in [&["list"][..], &["list", "--json"], &["show", &tasks[0]], &["show", &tasks[0], "--json"]] {
+        assert!(!printed(&edge, arguments).contains('@'), "{arguments:?}");
+    }
+    assert!(printed(&edge, &["show", &tasks[0], "--emails"]).contains(&format!("no account of {}", ALICE.email)));
     assert!(rejected[0]["last_error"].as_str().is_some_and(|error| error.contains("422")), "{rejected:?}");
     let told = printed(&edge, &["show", &tasks[0]]);
     assert!(told.contains("rejected, 1 post tried") && told.contains("status 422"), "{told}");

@@ -146,7 +146,7 @@ fn table(page: &[Charge], with_header: bool, out: &mut impl Write) -> anyhow::Re
             charge.cost.clone(),
             charge.state.as_str().to_owned(),
             text::moment(charge.created_at),
-            text::plain(charge.hold_reason.as_deref().or(charge.last_error.as_deref()).unwrap_or_default()),
+            text::plain(&charge.hold_reason.clone().or(record::last_error(charge, false)).unwrap_or_default()),
         ]);
     }
     Ok(text::columns(&rows, &[3], out)?)

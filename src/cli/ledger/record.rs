@@ -73,6 +73,15 @@ pub fn at(time: Option<Timestamp>) -> Value {
     time.map_or(Value::Null, |time| Value::String(time.to_string()))
 }
 
+/// What Runmesh said, without the principal's e-mail address, which it may well repeat, unless it is asked for.
+pub fn last_error(charge: &Charge, emails: bool) -> Option<String> {
+    let said = charge.last_error.as_deref()?;
+    Some(match &charge.email {
+        Some(email) if !emails => said.replace(email.as_str(), "(e-mail)"),
+        _ => said.to_owned(),
+    })
+}
+
 /// All of a charge. Amounts are text, so that no reader takes them for floats.
 pub fn charge(charge: &Charge, emails: bool) -> Record {
     let mut record = Record::default()
@@ -94,7 +103,7 @@ pub fn charge(charge: &Charge, emails: bool) -> Record {
         .with("state", charge.state.as_str())
         .with("hold_reason", charge.hold_reason.as_deref())
         .with("attempts", charge.attempts)
-        .with("last_error", charge.last_error.as_deref())
+        .with("last_error", last_error(charge, emails))
         .with("created_at", at(Some(charge.created_at)))
         .with("post_at", at((charge.state == ChargeState::Pending).then_some(charge.post_at)))
         .with("posted_at", at(charge.posted_at))

@@ -146,7 +146,7 @@ async fn people(flags: &Flags, found: &Found, books: &dyn Books, out: &mut impl 
         lines.task(task);
     }
     if let Some(charge) = &found.charge {
-        lines.charge(charge);
+        lines.charge(charge, flags.emails);
     }
     if let Some(workflow) = &found.workflow {
         lines.workflow(workflow, flags.emails);
@@ -204,13 +204,13 @@ impl Lines {
         }
     }
 
-    fn charge(&mut self, charge: &Charge) {
+    fn charge(&mut self, charge: &Charge, emails: bool) {
         let Charge { cost, duration_sec, cost_per_hour, task_status, .. } = charge;
         self.add("charge", format!("${cost} for {duration_sec} s at ${cost_per_hour} an hour, {task_status}"));
         let why = charge.hold_reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         let tried = text::count(charge.attempts.into(), "post");
         self.add("state", format!("{}{why}, {tried} tried", charge.state.as_str()));
-        self.add_some("last error", charge.last_error.as_deref());
+        self.add_some("last error", record::last_error(charge, emails).as_deref());
         self.add_some("charged to", charge.principal_id.as_deref());
         self.add_some("supplier", charge.supplier_id.as_deref());
         let or_unknown = |text: &Option<String>| text::plain(text.as_deref().unwrap_or("?"));

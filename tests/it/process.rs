@@ -45,7 +45,8 @@ fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
 fn help_and_version_name_what_there_is() {
     let help = tollgate(&["--help"], &[]);
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
-    for word in ["serve", "check-config", "envoy-config", "healthcheck", "LUM_ID_BASE_URL", "TOLLGATE_LEDGER"] {
+    for word in ["serve", "check-config", "envoy-config", "healthcheck", "ledger", "LUM_ID_BASE_URL", "TOLLGATE_LEDGER"]
+    {
         assert!(text.contains(word), "{word} is not in the help");
     }
     let version = tollgate(&["--version"], &[]);

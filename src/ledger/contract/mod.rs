@@ -62,6 +62,7 @@ macro_rules! suite {
                 news_that_come_while_somebody_asks_are_acted_on_at_once
                 however_often_clients_look_flowmesh_is_asked_now_and_then
                 a_long_list_of_workflows_is_noted_once
+                a_repeated_answer_of_flowmeshs_changes_nothing_but_how_often_it_was_asked
             }
             charges {
                 a_settled_task_is_one_pending_charge_of_the_workflows_owner_however_often_it_is_settled

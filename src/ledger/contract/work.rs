@@ -114,3 +114,26 @@ pub async fn a_long_list_of_workflows_is_noted_once<S: Store>() {
     assert_eq!(fixture.ledger().claim_workflows(at(4), LEASE, 10).await.expect("claimed"), []);
     assert_eq!(fixture.ledger().claim_workflows(at(5), LEASE, 10).await.expect("claimed").len(), 10);
 }
+
+pub async fn a_repeated_answer_of_flowmeshs_changes_nothing_but_how_often_it_was_asked<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.ledger().note_tasks("wfl-1", &[("tsk-1", true)], at(5)).await.expect("noted");
+    let task = fixture.ledger().claim_tasks(at(10), LEASE, 10).await.expect("claimed").remove(0);
+    let workflow = fixture.ledger().claim_workflows(at(10), LEASE, 10).await.expect("claimed").remove(0);
+    for _ in 0..2 {
+        fixture.ledger().unsettled(&task, Some(at(40)), Existence::Unknown, at(11)).await.expect("committed");
+        assert_eq!(fixture.ledger().next_due(Work::Tasks).await.expect("read"), Some(at(40)));
+        let next = NextSweep::At(at(50));
+        fixture.ledger().swept(&workflow, next, Existence::Unknown, at(11)).await.expect("committed");
+        assert_eq!(fixture.ledger().next_due(Work::Workflows).await.expect("read"), Some(at(50)));
+    }
+    // What is over stays so, whatever comes late.
+    fixture.ledger().settle("tsk-1", Some("wfl-1"), &Settlement::Nothing, at(12)).await.expect("committed");
+    fixture.ledger().swept(&workflow, NextSweep::Settled, Existence::Known, at(12)).await.expect("committed");
+    fixture.ledger().unsettled(&task, Some(at(40)), Existence::Known, at(13)).await.expect("committed");
+    fixture.ledger().swept(&workflow, NextSweep::At(at(50)), Existence::Known, at(13)).await.expect("committed");
+    for work in [Work::Tasks, Work::Workflows] {
+        assert_eq!(fixture.ledger().next_due(work).await.expect("read"), None);
+    }
+}

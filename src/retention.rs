@@ -87,6 +87,7 @@ mod tests {
 
     use super::*;
     use crate::access_log::event::Event;
+    use crate::circuit::Circuit;
     use crate::config::{BaseUrl, Flowmesh, Limits};
     use crate::drive::{Driver, News};
     use crate::ledger::books::Books;
@@ -166,9 +167,11 @@ mod tests {
         let (metrics, news, stop) = (Metrics::unread(), News::default(), CancellationToken::new());
         let driver =
             Driver { ledger: ledger.clone(), news: news.clone(), metrics: metrics.clone(), stop: stop.clone() };
+        let circuit = Circuit::new(metrics.asking_paused.clone());
         let settler = Settler {
             ledger: ledger.clone(),
             flowmesh: flowmesh.clone(),
+            circuit: circuit.clone(),
             suppliers: Suppliers::new(flowmesh.clone(), &Limits::default(), metrics.clone()),
             news: news.clone(),
             metrics: metrics.clone(),
@@ -176,6 +179,7 @@ mod tests {
         let sweeper = Sweeper {
             ledger: ledger.clone(),
             flowmesh: flowmesh.clone(),
+            circuit: circuit.clone(),
             grace: Duration::ZERO,
             started: long_ago,
             news: news.clone(),

@@ -4,6 +4,7 @@
 //! 2xx. Who submitted is what Check's metadata says, never what a header says. Every event is a hint that leads to an
 //! idempotent ledger move, so that a repeated entry changes nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::data::accesslog::v3::{
@@ -16,7 +17,7 @@ use crate::authz::metadata;
 use crate::ledger::Usage;
 use crate::principal::Principal;
 use crate::route::{self, Route, is_id};
-use crate::settlement::usage;
+use crate::settlement::usage::Reported;
 use crate::upstream::flowmesh::is_terminal;
 
 /// Where the shipped bootstrap puts what it captured from response bodies.
@@ -140,7 +141,12 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
     if !succeeded {
         return Err(Ignored::Irrelevant);
     }
-    if let Some(reported) = reported_usage(common, response, text(ours, metadata::SUPPLIER_ID)) {
+    let about = match route {
+        Route::ReadTask { task_id } | Route::Artifact { task_id } => Some(task_id),
+        Route::PostResult => text(ours, metadata::TASK_ID),
+        _ => None,
+    };
+    if let Some(reported) = reported_usage(common, response, about, text(ours, metadata::SUPPLIER_ID)) {
         return Ok(reported);
     }
     let ended = captured("status").is_some_and(is_terminal);
@@ -165,24 +171,37 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
 }
 
 /// What the answer says of a task's usage: in metadata, where the shipped bootstrap moves headers, in trailers, or in headers
-/// where they are logged as they are. One that names a finished task and not all of its cost is a hint to ask after it.
-fn reported_usage(
-    common: &AccessLogCommon,
-    response: &HttpResponseProperties,
+/// where they are logged as they are; all of it in one of these. It is a charge only for the task that the request is
+/// `about`. Anything less that names a finished task is a hint to ask after it.
+fn reported_usage<'a>(
+    common: &'a AccessLogCommon,
+    response: &'a HttpResponseProperties,
+    about: Option<&str>,
     supplier_id: Option<&str>,
 ) -> Option<Event> {
-    let in_metadata = namespace(common, USAGE_NAMESPACE);
-    let field = |name: &str| {
-        let header = || format!("{USAGE_PREFIX}{}", name.replace('_', "-"));
-        in_metadata
-            .and_then(|fields| text(fields, name))
-            .or_else(|| response.response_trailers.get(&header()).map(String::as_str))
-            .or_else(|| response.response_headers.get(&header()).map(String::as_str))
+    let headers = |headers: &'a HashMap<String, String>, name: &str| -> Option<&'a str> {
+        headers.get(&format!("{USAGE_PREFIX}{}", name.replace('_', "-"))).map(String::as_str)
     };
+    let in_metadata = namespace(common, USAGE_NAMESPACE);
+    let at = |place: usize, name: &str| match place {
+        0 => in_metadata.and_then(|fields| text(fields, name)),
+        1 => headers(&response.response_trailers, name),
+        _ => headers(&response.response_headers, name),
+    };
+    let place = (0..3).find(|place| at(*place, "id").is_some())?;
+    let field = |name: &str| at(place, name);
     let task_id = field("id").filter(|id| is_id(id))?.to_owned();
-    let status = field("status").filter(|status| is_terminal(status))?;
-    let (cost, runtime_sec, cost_per_hour) = (field("cost"), field("runtime_sec"), field("cost_per_hour"));
-    Some(match usage::reported(status, cost, runtime_sec, cost_per_hour, supplier_id) {
+    let status = field("status").filter(|status| is_terminal(status))?.to_owned();
+    let reported = Reported {
+        status,
+        cost: field("cost"),
+        runtime_sec: field("runtime_sec"),
+        cost_per_hour: field("cost_per_hour"),
+        worker: field("worker"),
+        started_at: field("started_at"),
+        finished_at: field("finished_at"),
+    };
+    Some(match reported.usage(supplier_id).filter(|_| about == Some(&task_id)) {
         Some(usage) => Event::UsageReported { task_id, usage: Box::new(usage) },
         None => Event::TaskEnded { task_id },
     })

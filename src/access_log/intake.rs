@@ -101,7 +101,8 @@ impl Intake {
                 }
                 Event::UsageReported { task_id, usage } => {
                     let cost = &usage.cost;
-                    tracing::info!(task = task_id, cost, "task {task_id} cost ${cost}, as its answer says");
+                    // A client that polls brings it again and again.
+                    tracing::debug!(task = task_id, cost, "an answer says that task {task_id} cost ${cost}");
                     self.news.charges.notify_one();
                     self.news.tasks.notify_one();
                 }

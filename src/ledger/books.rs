@@ -65,6 +65,8 @@ pub struct Standing {
     pub due_tasks: Tally,
     /// Not over, and not asked after before something is heard of them.
     pub waiting_tasks: Tally,
+    /// Ended with a cost that cannot be read; since they were last asked after.
+    pub held_tasks: Tally,
     /// Given up because FlowMesh does not know them; since then.
     pub gone_tasks: Tally,
     /// By state, in the order of [`ChargeState::ALL`]; since they were settled, or posted.
@@ -155,6 +157,8 @@ pub struct Task {
     pub settle_at: Option<Timestamp>,
     /// Since when FlowMesh says that it does not know it.
     pub unknown_since: Option<Timestamp>,
+    /// Why what FlowMesh said of it cannot be charged.
+    pub hold_reason: Option<String>,
 }
 
 /// A submission.
@@ -266,6 +270,9 @@ pub trait Books: Send + Sync {
     async fn workflow(&self, workflow_id: &str) -> Result<Option<Workflow>, Error>;
 
     async fn submission(&self, submission_id: &str) -> Result<Option<Submission>, Error>;
+
+    /// Up to `limit` tasks whose cost cannot be read, in the order of their ids, after `after`.
+    async fn held_tasks(&self, after: &str, limit: u32) -> Result<Vec<Task>, Error>;
 
     /// Up to `limit` tasks of a workflow, in the order of their ids, after `after`.
     async fn tasks(&self, workflow_id: &str, after: &str, limit: u32) -> Result<Vec<Task>, Error>;

@@ -56,29 +56,40 @@ fn read(task: &Task, entry: &flowmesh::Usage) -> Result<Usage, &'static str> {
     })
 }
 
-/// A usage that an answer reports in its headers, when it is whole. Who ran it and when is not said there.
-#[must_use]
-pub fn reported(
-    status: &str,
-    cost: Option<&str>,
-    runtime_sec: Option<&str>,
-    cost_per_hour: Option<&str>,
-    supplier_id: Option<&str>,
-) -> Option<Usage> {
-    fn number(text: Option<&str>) -> Option<&str> {
-        // What is a number in JSON; Rust's own parser would also take "inf" and "+1".
-        text.map(str::trim).filter(|text| serde_json::from_str::<Number>(text).is_ok())
+/// A usage as an answer reports it in its headers.
+#[derive(Debug)]
+pub struct Reported<'a> {
+    pub status: String,
+    pub cost: Option<&'a str>,
+    pub runtime_sec: Option<&'a str>,
+    pub cost_per_hour: Option<&'a str>,
+    /// With the next two: the execution. Where it is not told, a merged batch cannot be known as one.
+    pub worker: Option<&'a str>,
+    pub started_at: Option<&'a str>,
+    pub finished_at: Option<&'a str>,
+}
+
+impl Reported<'_> {
+    /// What can be charged: when all three numbers are there.
+    #[must_use]
+    pub fn usage(self, supplier_id: Option<&str>) -> Option<Usage> {
+        fn number(text: Option<&str>) -> Option<&str> {
+            // What is a number in JSON, and not below zero; Rust's own parser would also take "inf" and "+1".
+            let plain = |text: &&str| !text.starts_with('-') && serde_json::from_str::<Number>(text).is_ok();
+            text.map(str::trim).filter(plain)
+        }
+        let owned = |text: Option<&str>| text.map(str::to_owned).filter(|text| !text.is_empty());
+        Some(Usage {
+            cost: plain_decimal(number(self.cost)?)?,
+            duration_sec: whole_seconds(number(self.runtime_sec)?)?,
+            cost_per_hour: number(self.cost_per_hour)?.to_owned(),
+            task_status: self.status,
+            assigned_worker: owned(self.worker),
+            started_at: owned(self.started_at),
+            finished_at: owned(self.finished_at),
+            supplier_id: owned(supplier_id),
+        })
     }
-    Some(Usage {
-        cost: plain_decimal(number(cost)?)?,
-        duration_sec: whole_seconds(number(runtime_sec)?)?,
-        cost_per_hour: number(cost_per_hour)?.to_owned(),
-        task_status: status.to_owned(),
-        assigned_worker: None,
-        started_at: None,
-        finished_at: None,
-        supplier_id: supplier_id.map(str::to_owned),
-    })
 }
 
 /// Truncated toward zero.

@@ -81,13 +81,13 @@ fn reporting(place: &str, reported: &[(&str, &str)]) -> HttpAccessLogEntry {
 }
 
 const REPORTED: [(&str, &str); 5] =
-    [("id", "tsk-9"), ("status", "DONE"), ("cost", "4.2e-1"), ("runtime_sec", "12.9"), ("cost_per_hour", "1.5")];
+    [("id", "tsk-1"), ("status", "DONE"), ("cost", "4.2e-1"), ("runtime_sec", "12.9"), ("cost_per_hour", "1.5")];
 
 #[test]
 fn usage_in_an_answer_is_a_charge_wherever_it_is_reported() {
     for place in ["metadata", "trailers", "headers"] {
         let Ok(Event::UsageReported { task_id, usage }) = said(&reporting(place, &REPORTED)) else { panic!("{place}") };
-        assert_eq!((task_id.as_str(), usage.cost.as_str(), usage.duration_sec), ("tsk-9", "0.42", 12));
+        assert_eq!((task_id.as_str(), usage.cost.as_str(), usage.duration_sec), ("tsk-1", "0.42", 12));
         assert_eq!((usage.cost_per_hour.as_str(), usage.task_status.as_str()), ("1.5", "DONE"));
         assert_eq!(usage.supplier_id.as_deref(), Some("acme"));
     }
@@ -102,15 +102,24 @@ fn usage_that_is_not_whole_is_a_hint_and_never_a_guess() {
         ("cost", "0.42, 0.42"),
         ("runtime_sec", ""),
         ("runtime_sec", "NaN"),
+        ("runtime_sec", "-1"),
         ("cost_per_hour", "+1"),
+        ("cost_per_hour", "-1"),
     ] {
         let odd = REPORTED.map(|(key, good)| (key, if key == name { value } else { good }));
         assert_eq!(
             said(&reporting("metadata", &odd)),
-            Ok(Event::TaskEnded { task_id: "tsk-9".into() }),
+            Ok(Event::TaskEnded { task_id: "tsk-1".into() }),
             "{name} {value}"
         );
     }
+    // Nor for another task than the one that was asked about, nor put together from several places.
+    let other = REPORTED.map(|(key, good)| (key, if key == "id" { "tsk-9" } else { good }));
+    assert_eq!(said(&reporting("headers", &other)), Ok(Event::TaskEnded { task_id: "tsk-9".into() }));
+    let mut mixed = reporting("metadata", &REPORTED[..2]);
+    mixed.response.as_mut().expect("an answer").response_headers =
+        reporting("headers", &REPORTED).response.expect("an answer").response_headers;
+    assert_eq!(said(&mixed), Ok(Event::TaskEnded { task_id: "tsk-1".into() }));
     // What does not name a finished task is no report at all.
     for (name, value) in [("id", "a/b"), ("id", ""), ("status", "DISPATCHED"), ("status", "done")] {
         let odd = REPORTED.map(|(key, good)| (key, if key == name { value } else { good }));

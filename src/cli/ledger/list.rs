@@ -287,5 +287,24 @@ async fn held(
     if listed == 0 && format == Format::Text {
         writeln!(out, "no workflow is held")?;
     }
-    Ok(())
+    if format == Format::Text { held_tasks(books, out).await } else { Ok(()) }
+}
+
+/// Tasks that ended with a cost that cannot be read; `show` and `status --json` have them for machines.
+async fn held_tasks(books: &dyn Books, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut after = String::new();
+    loop {
+        let page = books.held_tasks(&after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after.clone_from(&last.task_id);
+        for task in page {
+            let asked = task.asked_at.map_or_else(|| "never".to_owned(), text::moment);
+            let reason = text::plain(task.hold_reason.as_deref().unwrap_or_default());
+            writeln!(
+                out,
+                "task {}  asked {asked}: what it costs cannot be read: {reason}",
+                text::plain(&task.task_id)
+            )?;
+        }
+    }
 }

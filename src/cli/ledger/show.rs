@@ -127,6 +127,7 @@ fn task_value(task: &Task) -> Value {
         "asked_at": record::at(task.asked_at),
         "settle_at": record::at(task.settle_at),
         "unknown_since": record::at(task.unknown_since),
+        "hold_reason": task.hold_reason,
     })
 }
 
@@ -199,6 +200,7 @@ impl Lines {
         if let Some(at) = task.settle_at {
             self.add("asked next", text::moment(at));
         }
+        self.add_some("held", task.hold_reason.as_deref());
         if let Some(at) = task.unknown_since {
             self.add("unknown", format!("to FlowMesh since {}", text::moment(at)));
         }

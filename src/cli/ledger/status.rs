@@ -34,6 +34,7 @@ pub async fn run(
         ("workflows", "held", standing.held_workflows),
         ("tasks", "due", standing.due_tasks),
         ("tasks", "waiting", standing.waiting_tasks),
+        ("tasks", "held", standing.held_tasks),
         ("tasks", "gone", standing.gone_tasks),
     ];
     if flags.json {

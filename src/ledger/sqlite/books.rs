@@ -137,6 +137,7 @@ impl Books for SqliteBooks {
             held_workflows: tally("noted_at", "workflows WHERE attribution = 'held' AND state <> 'ignored'").await?,
             due_tasks: tally("settle_at", "tasks WHERE state = 'open' AND settle_at IS NOT NULL").await?,
             waiting_tasks: tally("NULLIF(asked_at, 0)", "tasks WHERE state = 'open' AND settle_at IS NULL").await?,
+            held_tasks: tally("asked_at", "tasks WHERE state = 'open' AND hold_reason IS NOT NULL").await?,
             gone_tasks: tally("asked_at", "tasks WHERE outcome = 'gone'").await?,
             charges: [
                 tally("created_at", "charges WHERE state = 'pending'").await?,
@@ -253,6 +254,18 @@ impl Books for SqliteBooks {
         self.one("SELECT * FROM submissions WHERE submission_id = ?".to_owned(), submission_id, submission).await
     }
 
+    async fn held_tasks(&self, after: &str, limit: u32) -> Result<Vec<Task>, Error> {
+        let rows = sqlx::query(
+            "SELECT * FROM tasks WHERE state = 'open' AND hold_reason IS NOT NULL AND task_id > ?
+             ORDER BY task_id LIMIT ?",
+        )
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(task).collect()
+    }
+
     async fn tasks(&self, workflow_id: &str, after: &str, limit: u32) -> Result<Vec<Task>, Error> {
         let rows = sqlx::query("SELECT * FROM tasks WHERE workflow_id = ? AND task_id > ? ORDER BY task_id LIMIT ?")
             .bind(workflow_id)
@@ -335,6 +348,7 @@ fn task(row: &SqliteRow) -> Result<Task, Error> {
         asked_at: (asked_at > 0).then(|| time(asked_at)),
         settle_at: optional_time(row, "settle_at")?,
         unknown_since: optional_time(row, "unknown_since")?,
+        hold_reason: row.try_get("hold_reason")?,
     })
 }
 

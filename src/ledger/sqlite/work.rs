@@ -51,6 +51,11 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
                     .fetch_optional(&mut *tx)
                     .await?;
             let Some(workflow_id) = workflow_id.flatten() else { return task_ended(tx, task_id, at).await };
+            // One that was given up has a cost after all.
+            sqlx::query("UPDATE tasks SET state = 'open', outcome = NULL WHERE task_id = ? AND outcome = 'gone'")
+                .bind(task_id)
+                .execute(&mut *tx)
+                .await?;
             let settlement = Settlement::Usage(Usage::clone(usage));
             match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
                 Settled::Deferred => task_ended(tx, task_id, at).await,

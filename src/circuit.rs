@@ -62,6 +62,11 @@ impl Circuit {
         self.act(|state| state.failed(Instant::now(), 1, jitter()))
     }
 
+    /// A piece of work was begun and then needed no call.
+    pub fn not_asked(&self) {
+        self.act(|state| state.probe = None);
+    }
+
     /// What a call to FlowMesh came to. An odd answer is one all the same.
     pub fn heard(&self, answer: Result<(), &CallError>) {
         match answer {

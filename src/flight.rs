@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -31,7 +32,7 @@ pub struct Bounds {
     pub in_flight: usize,
     /// Calls in flight at once at [`Place::Reserved`].
     pub reserved: usize,
-    /// Calls that wait for their place, at most.
+    /// Calls that wait for their place, at most, but for the reserved ones.
     pub waiting: usize,
     /// For a call to get its place.
     pub wait: Duration,
@@ -46,7 +47,38 @@ pub enum Place {
     /// One of those that only such calls take.
     Reserved,
     /// Any, within the share of whoever asks, so that nobody takes all of them.
-    Share(Arc<Semaphore>),
+    Share(Arc<Share>),
+}
+
+/// What one of those who ask may take.
+#[derive(Debug)]
+pub struct Share {
+    places: Semaphore,
+    /// For places of the share, which others have no part in.
+    waiting: AtomicUsize,
+    most_waiting: usize,
+}
+
+impl Share {
+    /// So many places, and four times as many calls that wait for one of them.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
+        Self { places: Semaphore::new(places), waiting: AtomicUsize::new(0), most_waiting: places.saturating_mul(4) }
+    }
+
+    async fn acquire(&self, until: Instant) -> Result<SemaphorePermit<'_>, CallError> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Ok(place);
+        }
+        let place = if self.waiting.fetch_add(1, Ordering::Relaxed) < self.most_waiting {
+            timeout_at(until, self.places.acquire()).await.ok().and_then(Result::ok)
+        } else {
+            None
+        };
+        // The task of a call runs to its end, so this is always reached.
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        place.ok_or(CallError::OverShare)
+    }
 }
 
 /// The calls of one kind. Cheap to clone.
@@ -132,8 +164,9 @@ where
         if let Some(known) = known() {
             return Joined::Known(known);
         }
-        // Forgotten calls are not in the map and yet under way.
-        if self.shared.tasks.len() >= self.shared.bounds.in_flight + self.shared.bounds.waiting {
+        // Forgotten calls are not in the map and yet under way. The reserved ones are few by themselves.
+        let most = self.shared.bounds.in_flight + self.shared.bounds.reserved + self.shared.bounds.waiting;
+        if self.shared.tasks.len() >= most && !matches!(place, Place::Reserved) {
             let (_, answer) = watch::channel(Some(Err(Arc::new(CallError::Busy))));
             return Joined::Waits(Ticket { answer, is_own: true });
         }
@@ -198,10 +231,7 @@ impl<K, T> Shared<K, T> {
     {
         let until = Instant::now() + self.bounds.wait;
         let _share = match &place {
-            Place::Share(share) => match timeout_at(until, share.acquire()).await {
-                Ok(Ok(share)) => Some(share),
-                _ => return Err(CallError::OverShare),
-            },
+            Place::Share(share) => Some(share.acquire(until).await?),
             Place::Any | Place::Reserved => None,
         };
         let places = if matches!(place, Place::Reserved) { &self.reserved } else { &self.places };

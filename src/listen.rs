@@ -30,8 +30,17 @@ pub type Layers = Stack<WholeAnswers, Identity>;
 /// A server for [`Connections`].
 #[must_use]
 pub fn server() -> Server<Layers> {
-    Server::builder().layer(WholeAnswers)
+    Server::builder()
+        // Envoy resets a Check whose client has left. That is no attack, however many leave at once, and ending the connection
+        // would fail the Checks of all the others.
+        .http2_max_pending_accept_reset_streams(Some(RESETS))
+        .layer(WholeAnswers)
 }
+
+/// Checks that were reset before they were looked at: as many as Envoy has under way at once.
+const RESETS: usize = 4096;
+/// After an accept that failed, which is mostly for want of file descriptors and would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bound, and not yet accepting.
 pub enum Bound {
@@ -108,6 +117,15 @@ fn incoming(listener: TcpListener) -> TcpIncoming {
         .with_keepalive_retries(Some(4))
 }
 
+/// A connection as it is served. After one that could not be accepted the next is not tried at once.
+async fn accepted<IO>(connection: std::io::Result<IO>) -> std::io::Result<Whole<IO>> {
+    if let Err(error) = &connection {
+        tracing::warn!(%error, "cannot accept a connection: {error}");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+    connection.map(Whole::new)
+}
+
 impl Connections {
     /// Serves until the stop, and then until the last connection has ended.
     ///
@@ -116,16 +134,12 @@ impl Connections {
     pub async fn serve(self, server: Router<Layers>, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
         let stop = stop.cancelled();
         match self {
-            Self::Tcp(incoming) => {
-                server.serve_with_incoming_shutdown(incoming.map(|io| io.map(Whole::new)), stop).await
-            }
+            Self::Tcp(incoming) => server.serve_with_incoming_shutdown(incoming.then(accepted), stop).await,
             Self::Tls(incoming) => {
                 let incoming = incoming.map(|io| Ok::<_, std::io::Error>(Whole::new(io)));
                 server.serve_with_incoming_shutdown(incoming, stop).await
             }
-            Self::Unix(incoming, _file) => {
-                server.serve_with_incoming_shutdown(incoming.map(|io| io.map(Whole::new)), stop).await
-            }
+            Self::Unix(incoming, _file) => server.serve_with_incoming_shutdown(incoming.then(accepted), stop).await,
         }
     }
 }

@@ -59,6 +59,8 @@ pub fn init_logs(config: &Config) -> Result<Logs, TryInitError> {
         }
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(stderr)).try_init(),
     }?;
+    // By the same way: the default writes to standard error itself, and a panicking worker would wait for its reader.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok(Logs { _writer: writer, dropped })
 }
 

@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, St
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
@@ -80,18 +81,20 @@ impl Reader {
 
     /// Takes what Envoy had sent before it noticed that the stream was ended.
     async fn take_the_rest(self, mut stream: Streaming<StreamAccessLogsMessage>) {
-        let rest = async {
-            while let Ok(Some(message)) = stream.message().await {
-                if self.take(message).await.is_err() {
-                    break;
+        let until = Instant::now() + REST;
+        loop {
+            match timeout_at(until, stream.message()).await {
+                // However long the queue takes: only Envoy is not waited for.
+                Ok(Ok(Some(message))) => {
+                    if self.take(message).await.is_err() {
+                        return;
+                    }
                 }
+                Ok(_) => return,
+                Err(_) => break,
             }
-        };
-        if tokio::time::timeout(REST, rest).await.is_err() {
-            tracing::warn!(
-                "Envoy did not end an access-log stream in time: what it goes on to send is found by the sweep"
-            );
         }
+        tracing::warn!("Envoy did not end an access-log stream in time: what it goes on to send is found by the sweep");
     }
 }
 
@@ -137,7 +140,14 @@ impl AccessLogService for AccessLog {
                 }
             };
             match message {
-                Ok(Some(message)) => reader.take(message).await?,
+                Ok(Some(message)) => {
+                    reader.take(message).await?;
+                    // There may always be a next one, while the queue is full.
+                    if self.stop.is_cancelled() {
+                        self.requests.spawn(reader.take_the_rest(stream));
+                        break;
+                    }
+                }
                 Ok(None) => break,
                 Err(status) => {
                     // Envoy went away; what it had not sent is found by the sweep.

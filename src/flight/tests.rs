@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 
 use super::*;
@@ -117,11 +118,11 @@ async fn nobody_takes_more_than_their_share_and_none_of_the_reserved_places() {
     let (wait, limit) = (Duration::from_secs(1), Duration::from_secs(5));
     let flights = Flights::new(Bounds { in_flight: 2, reserved: 1, waiting: 9, wait, limit });
     let (never, now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let share = Place::Share(Arc::new(Semaphore::new(1)));
+    let share = Place::Share(Arc::new(Share::new(1)));
     let _held = join_at(&flights, share.clone(), "a", &never, 1);
     let over = join_at(&flights, share, "b", &never, 2);
     now.notify_one();
-    let other = join_at(&flights, Place::Share(Arc::new(Semaphore::new(1))), "c", &now, 3);
+    let other = join_at(&flights, Place::Share(Arc::new(Share::new(1))), "c", &now, 3);
     assert_eq!(other.answer().await.expect("its own share"), 3);
     assert!(matches!(*over.answer().await.expect_err("too many"), CallError::OverShare));
     let _fills = join(&flights, "d", &never, 4);
@@ -206,4 +207,34 @@ async fn a_call_that_panics_is_an_error_and_in_nobodys_way() {
     let now = Arc::new(Notify::new());
     now.notify_one();
     assert_eq!(join(&flights, "a", &now, 1).answer().await.expect("answered"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_too_much_fills_no_queue_but_their_own() {
+    let (wait, limit) = (Duration::from_secs(1), Duration::from_secs(5));
+    let flights: Flights<usize, u32> = Flights::new(Bounds { in_flight: 4, reserved: 1, waiting: 16, wait, limit });
+    let share = Place::Share(Arc::new(Share::new(2)));
+    let ask = |key: usize, place: Place, hangs: bool| {
+        let call = move || async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok(1)
+        };
+        match flights.join(key, place, || None, call, |_| {}) {
+            Joined::Waits(ticket) => ticket,
+            Joined::Known(_) => panic!("nothing is known"),
+        }
+    };
+    let mut over = 0;
+    for key in 0..1000 {
+        let ticket = ask(key, share.clone(), true);
+        tokio::task::yield_now().await;
+        if let Some(Err(error)) = ticket.answer().now_or_never() {
+            over += usize::from(matches!(*error, CallError::OverShare));
+        }
+    }
+    assert_eq!(over, 1000 - 2 - 8, "two in flight, eight wait");
+    assert_eq!(ask(2000, Place::Share(Arc::new(Share::new(2))), false).answer().await.expect("another's"), 1);
+    assert_eq!(ask(2001, Place::Reserved, false).answer().await.expect("reserved"), 1);
 }

@@ -18,10 +18,9 @@ use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
 
 use crate::config::{Config, expose};
-use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place};
+use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place, Share};
 use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
@@ -124,7 +123,7 @@ struct Inner {
     refused: Cache<TokenHash, ()>,
     debts: Cache<Source, Debt>,
     /// What a source may have in flight.
-    shares: Cache<Source, Arc<Semaphore>>,
+    shares: Cache<Source, Arc<Share>>,
     per_source: usize,
     flights: Flights<TokenHash, Outcome>,
     /// When it was last told that lum.id fails.
@@ -287,9 +286,7 @@ impl Inner {
             None => self.refused.contains_key(&hash).then_some(Outcome::Inactive),
         };
         let place = match &source {
-            Some(source) => {
-                Place::Share(self.shares.get_with_by_ref(source, || Arc::new(Semaphore::new(self.per_source))))
-            }
+            Some(source) => Place::Share(self.shares.get_with_by_ref(source, || Arc::new(Share::new(self.per_source)))),
             None => Place::Reserved,
         };
         let (inner, token) = (self.clone(), SecretString::from(token));

@@ -295,7 +295,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Principals with charges that are held for want of an e-mail.
     async fn awaiting_email(&self) -> Result<Vec<String>, Error>;
 
-    /// Claims charges to post.
+    /// Claims charges to post. Of these, tasks and workflows alike, a `limit` of 1 claims the one that was tried least often,
+    /// a larger one those that have been due longest.
     async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error>;
 
     /// Runmesh has it.

@@ -145,6 +145,12 @@ fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sql
     Ok(row.try_get::<Option<i64>, _>(column)?.map(time))
 }
 
+/// The order in which work is claimed: what has been due longest, but a lone piece, which may be the probe of a circuit, is the
+/// one that was tried least. Else pieces that always fail, and are therefore always due, would be every probe.
+fn by(limit: u32, tries: &str, due: &str) -> String {
+    if limit == 1 { format!("{tries}, {due}") } else { due.to_owned() }
+}
+
 fn until(at: Timestamp, lease: Duration) -> i64 {
     ms(at).saturating_add(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))
 }

@@ -12,6 +12,7 @@ use crate::ledger::{self, DueTask, Existence, Ledger, Settled, Settlement, Work}
 use crate::route::is_id;
 use crate::supplier::Suppliers;
 use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::upstream::CallError;
 use crate::upstream::flowmesh::FlowMesh;
 
 /// Between questions after a task of which there is evidence that it ended.
@@ -20,6 +21,8 @@ const MOST: Duration = Duration::from_mins(1);
 /// FlowMesh cannot be asked, or its answer not be read: nobody gains by asking faster.
 const TROUBLE_FIRST: Duration = Duration::from_secs(2);
 const TROUBLE_MOST: Duration = Duration::from_mins(5);
+/// After so many errors in place of an answer, while the circuit is closed, it is this task's own.
+const HOPELESS: u32 = 10;
 /// An answer that cannot be read hardly gets better by itself.
 const HELD_MOST: Duration = Duration::from_hours(1);
 /// Whose the workflow is will be known after its sweep.
@@ -58,6 +61,7 @@ impl Worker for Settler {
         // It becomes part of a URL.
         if !is_id(task_id) {
             tracing::error!(task = ?task_id, "a task id that is none is given up: {task_id:?}");
+            self.circuit.not_asked();
             return self.ledger.settle(task_id, None, &Settlement::Gone, Timestamp::now()).await.map(drop);
         }
         let now = Timestamp::now();
@@ -65,7 +69,10 @@ impl Worker for Settler {
         self.circuit.heard(answer.as_ref().map(drop));
         let outcome = match answer {
             // It answered, and not as agreed: a longer wait does not hide that there is something to bill.
-            Err(error) if !error.is_outage() => {
+            // So it is when others are answered and this one never is.
+            Err(error)
+                if !error.is_outage() || (due.attempts >= HOPELESS && matches!(error, CallError::Status { .. })) =>
+            {
                 self.hold(&due, &error.to_string()).await?;
                 "unreadable"
             }

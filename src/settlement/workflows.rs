@@ -81,6 +81,7 @@ impl Worker for Sweeper {
         } else {
             // It becomes part of a URL.
             tracing::error!(workflow = ?id, "a workflow id that is none is given up: {id:?}");
+            self.circuit.not_asked();
             ("gone", NextSweep::Gone, Existence::Unknown)
         };
         self.ledger.swept(&due, next, existence, now).await?;

@@ -1,9 +1,9 @@
 //! Charge rows: settling writes them, posting moves them.
 
 use jiff::Timestamp;
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
 
-use super::{ms, optional_time};
+use super::{by, ms, optional_time};
 use crate::ledger::{Backlog, DueCharge, Settled, Settlement, Usage};
 
 /// Settles a task that is over.
@@ -133,15 +133,16 @@ async fn charge(
 
 /// Claims charges to post.
 pub async fn claim(pool: &SqlitePool, at: i64, until: i64, limit: u32) -> Result<Vec<DueCharge>, sqlx::Error> {
-    let rows = sqlx::query(
+    let order = by(limit, "attempts", "post_at");
+    let rows = sqlx::query(AssertSqlSafe(format!(
         "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
              SELECT task_id FROM charges
              WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1
                AND principal_id IN (SELECT principal_id FROM principals WHERE email IS NOT NULL)
-             ORDER BY post_at LIMIT ?3)
+             ORDER BY {order} LIMIT ?3)
          RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
              (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
-    )
+    )))
     .bind(at)
     .bind(until)
     .bind(limit)

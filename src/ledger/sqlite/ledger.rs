@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 
-use super::{SqliteLedger, charges, ms, optional_time, retention, submissions, time, until, work};
+use super::{SqliteLedger, by, charges, ms, optional_time, retention, submissions, time, until, work};
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
@@ -91,12 +91,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error> {
-        let rows = sqlx::query(
+        let order = by(limit, "sweeps", "sweep_at");
+        let rows = sqlx::query(AssertSqlSafe(format!(
             "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
                  SELECT workflow_id FROM workflows
-                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY sweep_at LIMIT ?3)
+                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
              RETURNING workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
-        )
+        )))
         .bind(ms(at))
         .bind(until(at, lease))
         .bind(limit)
@@ -181,12 +182,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error> {
-        let rows = sqlx::query(
+        let order = by(limit, "attempts", "settle_at");
+        let rows = sqlx::query(AssertSqlSafe(format!(
             "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
                  SELECT task_id FROM tasks
-                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY settle_at LIMIT ?3)
+                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
              RETURNING task_id, attempts, eager, heard, unknown_since",
-        )
+        )))
         .bind(ms(at))
         .bind(until(at, lease))
         .bind(limit)

@@ -31,6 +31,7 @@ use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{self, Bound};
 use crate::poster::Poster;
@@ -148,10 +149,13 @@ impl App {
         let requests = TaskTracker::new();
         let mut guard = None;
         let awaited = Awaited::default();
+        let unrecorded = ledger.as_ref().map(|_| Unrecorded::open(&config.ledger)).unwrap_or_default();
         let (access_log, events) = match (runmesh, &dyn_ledger) {
             (Some(runmesh), Some(ledger)) => {
                 guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), limits, metrics.clone()));
-                let parts = Parts { config: &config, ledger, flowmesh, suppliers: &suppliers, metrics: &metrics };
+                lifecycle.spawn("gaps", unrecorded.clone().keep(ledger.clone(), stopping.stop.clone()));
+                let (suppliers, unrecorded, metrics) = (&suppliers, &unrecorded, &metrics);
+                let parts = Parts { config: &config, ledger, unrecorded, flowmesh, suppliers, metrics };
                 lifecycle.spawn("awaited e-mails", awaited.clone().keep(ledger.clone(), stopping.stop.clone()));
                 let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
                 (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
@@ -165,6 +169,7 @@ impl App {
             ledger: dyn_ledger.clone(),
             events: events.as_ref().map(mpsc::Sender::downgrade),
             awaited,
+            unrecorded,
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
             requests: requests.clone(),
@@ -224,6 +229,7 @@ impl App {
 struct Parts<'a> {
     config: &'a Config,
     ledger: &'a Arc<dyn Ledger>,
+    unrecorded: &'a Unrecorded,
     flowmesh: FlowMesh,
     suppliers: &'a Suppliers,
     metrics: &'a Metrics,
@@ -234,7 +240,7 @@ fn spawn_billing(
     lifecycle: &mut Lifecycle,
     stopping: &Stopping,
     runmesh: Runmesh,
-    Parts { config, ledger, flowmesh, suppliers, metrics }: Parts<'_>,
+    Parts { config, ledger, unrecorded, flowmesh, suppliers, metrics }: Parts<'_>,
 ) -> mpsc::Sender<Event> {
     let news = News::default();
     let limits = &config.limits;
@@ -252,6 +258,7 @@ fn spawn_billing(
         ledger: ledger.clone(),
         flowmesh: flowmesh.clone(),
         circuit,
+        unrecorded: unrecorded.clone(),
         grace: config.reconcile_grace,
         started: Timestamp::now(),
         news: news.clone(),
@@ -279,7 +286,10 @@ fn spawn_billing(
     lifecycle.spawn("reconciling", reconciler.run(stop.clone()));
     lifecycle.spawn("pruning", pruner.run(stop.clone()));
     let (events, queue) = mpsc::channel(limits.intake_queue);
-    lifecycle.spawn("intake", Intake::new(ledger.clone(), queue, news, limits.intake_batch, metrics.clone()).run());
+    lifecycle.spawn(
+        "intake",
+        Intake::new(ledger.clone(), queue, news, unrecorded.clone(), limits.intake_batch, metrics.clone()).run(),
+    );
     events
 }
 

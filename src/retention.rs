@@ -92,6 +92,7 @@ mod tests {
     use crate::drive::{Driver, News};
     use crate::ledger::books::Books;
     use crate::ledger::sqlite::{SqliteBooks, SqliteLedger};
+    use crate::ledger::unrecorded::Unrecorded;
     use crate::ledger::{Existence, NewSubmission, NextSweep, Settlement, Usage};
     use crate::principal::Principal;
     use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
@@ -180,6 +181,7 @@ mod tests {
             ledger: ledger.clone(),
             flowmesh: flowmesh.clone(),
             circuit: circuit.clone(),
+            unrecorded: Unrecorded::default(),
             grace: Duration::ZERO,
             started: long_ago,
             news: news.clone(),

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::event::Event;
 use crate::drive::{News, growing, jitter};
 use crate::ledger::Ledger;
+use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::TaskError;
 use crate::telemetry::{KindLabels, Metrics};
 
@@ -23,6 +24,7 @@ pub struct Intake {
     ledger: Arc<dyn Ledger>,
     queue: mpsc::Receiver<Event>,
     news: News,
+    unrecorded: Unrecorded,
     batch: usize,
     metrics: Metrics,
 }
@@ -34,10 +36,11 @@ impl Intake {
         ledger: Arc<dyn Ledger>,
         queue: mpsc::Receiver<Event>,
         news: News,
+        unrecorded: Unrecorded,
         batch: usize,
         metrics: Metrics,
     ) -> Self {
-        Self { ledger, queue, news, batch, metrics }
+        Self { ledger, queue, news, unrecorded, batch, metrics }
     }
 
     /// Commits events until every stream has ended and the queue is empty, whenever the stop comes.
@@ -91,6 +94,7 @@ impl Intake {
                     self.news.lost_submission.notify_one();
                 }
                 Event::SubmissionOpened { submission_id, .. } => {
+                    self.unrecorded.recorded();
                     tracing::info!(submission = submission_id, "submission {submission_id} has its row after all");
                     self.news.charges.notify_one();
                 }

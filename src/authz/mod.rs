@@ -28,6 +28,7 @@ use crate::access_log::event::Event;
 use crate::guard::{self, Guard};
 use crate::identity::budget::Source;
 use crate::identity::{self, Identity, TokenHash};
+use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::principal::Principal;
 use crate::route::{self, Route};
@@ -54,6 +55,8 @@ pub struct Authz {
     pub events: Option<mpsc::WeakSender<Event>>,
     /// Whose e-mail is waited for.
     pub awaited: Awaited,
+    /// Submissions that the ledger does not have yet.
+    pub unrecorded: Unrecorded,
     /// How long a submission waits for its row before it goes without.
     pub submission_timeout: Duration,
     pub stamp: Stamp,
@@ -177,14 +180,17 @@ impl Authz {
 
     /// Leaves the row to the intake, which tries until it is committed. When even its queue is full, or the process ends
     /// before, only the log entry tells of this submission.
-    fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
+    async fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
+        let at = Timestamp::now();
+        self.unrecorded.begin(at).await;
         let event = Event::SubmissionOpened {
             submission_id: submission_id.to_owned(),
             principal: principal.clone(),
             request_id: request_id.to_owned(),
-            at: Timestamp::now(),
+            at,
         };
         if !self.tell(event) {
+            self.unrecorded.lost();
             tracing::error!(submission = submission_id, "the row of submission {submission_id} is given up");
         }
     }
@@ -225,7 +231,7 @@ impl Authz {
                     "submission {minted} of {} goes through without a row in the ledger: {reason}",
                     principal.id
                 );
-                self.commit_later(&minted, principal, &request_id);
+                self.commit_later(&minted, principal, &request_id).await;
                 ("failed", minted)
             }
         };

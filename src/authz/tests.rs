@@ -45,6 +45,7 @@ async fn authz() -> (MockServer, Authz) {
         ledger: None,
         events: None,
         awaited: Awaited::default(),
+        unrecorded: Unrecorded::default(),
         submission_timeout: config.limits.submission_timeout,
         stamp: Stamp { org_id: "lumid".to_owned(), forward_authorization: false },
         requests: TaskTracker::new(),

@@ -14,6 +14,7 @@ pub mod books;
 mod contract;
 pub mod money;
 pub mod sqlite;
+pub mod unrecorded;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -240,6 +241,12 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// When FlowMesh's list was last compared with this ledger.
     async fn compared_at(&self) -> Result<Option<Timestamp>, Error>;
+
+    /// Submissions let through from `since` to `until` may have no row.
+    async fn note_gap(&self, since: Timestamp, until: Timestamp) -> Result<(), Error>;
+
+    /// Whether any gap has a part in that time.
+    async fn has_gap(&self, since: Timestamp, until: Timestamp) -> Result<bool, Error>;
 
     /// Claims workflows that are due.
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error>;

@@ -12,9 +12,15 @@ pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// How long after Check, or after its client has gone, FlowMesh may take a submission: uploads and FlowMesh can be slow.
 pub const LONGEST_SUBMISSION: SignedDuration = SignedDuration::from_mins(15);
 
-/// Decides from what the ledger knows. `ours_since` is the ledger's; without a time nothing can be decided.
+/// Decides from what the ledger knows. `ours_since` is the ledger's; without a time nothing can be decided, nor by elimination
+/// when somebody may be `missing`, whose submission of about that time has no row.
 #[must_use]
-pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], ours_since: Timestamp) -> Attribution {
+pub fn decide(
+    submitted_at: Option<Timestamp>,
+    open: &[OpenSubmission],
+    missing: bool,
+    ours_since: Timestamp,
+) -> Attribution {
     let held = |reason: &str| Attribution::Held { reason: reason.to_owned() };
     let Some(submitted_at) = submitted_at else { return held("FlowMesh does not say when it was submitted") };
     // It may have been billed and pruned; a submission of that time that is still open is then another's.
@@ -31,6 +37,7 @@ pub fn decide(submitted_at: Option<Timestamp>, open: &[OpenSubmission], ours_sin
     });
     match candidates.as_slice() {
         [] if submitted_at < ours_since => Attribution::Ignored,
+        _ if missing => held("submissions of about its time could not be written down"),
         [] => held("no submission was open at its time"),
         several if several.iter().any(|other| other.principal_id != several[0].principal_id) => {
             let mut principals: Vec<&str> = several.iter().map(|candidate| candidate.principal_id.as_str()).collect();
@@ -74,7 +81,7 @@ mod tests {
     }
 
     fn decide_at(submitted_at: Timestamp, open: &[OpenSubmission], born_at: Timestamp) -> Attribution {
-        decide(Some(submitted_at), open, born_at)
+        decide(Some(submitted_at), open, false, born_at)
     }
 
     fn matched(id: &str, principal: &str) -> Attribution {
@@ -122,7 +129,7 @@ mod tests {
 
     #[test]
     fn without_a_time_it_is_held() {
-        assert!(matches!(decide(None, &[open("s", "alice", 1, None)], at(0)), Attribution::Held { .. }));
+        assert!(matches!(decide(None, &[open("s", "alice", 1, None)], false, at(0)), Attribution::Held { .. }));
     }
 
     #[test]
@@ -139,5 +146,13 @@ mod tests {
     #[test]
     fn a_submission_in_the_first_seconds_of_the_ledger_is_ours_even_with_clocks_apart() {
         assert_eq!(decide_at(at(-2), &[open("s", "alice", 1, None)], at(0)), matched("s", "alice"));
+    }
+
+    #[test]
+    fn when_somebody_may_be_missing_nobody_is_found_by_elimination() {
+        let alice = [open("s", "alice", 9, None)];
+        assert!(matches!(decide(Some(at(10)), &alice, true, at(0)), Attribution::Held { .. }));
+        assert!(matches!(decide(Some(at(10)), &[], true, at(0)), Attribution::Held { .. }));
+        assert_eq!(decide(Some(at(-9)), &[], true, at(0)), Attribution::Ignored, "older than the ledger all the same");
     }
 }

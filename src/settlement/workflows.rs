@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::attribution::{self, CLOCK_SKEW, LONGEST_SUBMISSION};
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
+use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{self, Attribution, DueWorkflow, Existence, Ledger, NextSweep, Work};
 use crate::route::is_id;
 use crate::telemetry::{Metrics, OutcomeLabels};
@@ -19,6 +20,8 @@ const FIRST: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_mins(5);
 /// Of a workflow with thousands of tasks so many are noted in one transaction: a submission waits for the ledger meanwhile.
 const TASKS_AT_ONCE: usize = 500;
+/// While the ledger does not have every submission, owners are looked for again after so long.
+const ROW_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// How long FlowMesh must have said that it does not know a workflow before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
@@ -28,6 +31,8 @@ pub struct Sweeper {
     pub flowmesh: FlowMesh,
     /// To FlowMesh, shared by all who ask after tasks and workflows.
     pub circuit: Circuit,
+    /// Submissions that the ledger does not have yet.
+    pub unrecorded: Unrecorded,
     pub grace: Duration,
     /// When this process began to listen to the log.
     pub started: Timestamp,
@@ -72,6 +77,10 @@ impl Worker for Sweeper {
                 }
                 Ok(Some(workflow)) => match self.wait_for_log(&due, &workflow, now) {
                     Some(until) => ("waiting_for_log", NextSweep::At(until), Existence::Known),
+                    // Who is missing in the ledger may be the one.
+                    None if due.needs_owner && self.unrecorded.is_uncertain() => {
+                        ("waiting_for_row", NextSweep::At(now + ROW_PAUSE), Existence::Known)
+                    }
                     None if self.sweep(&due, &workflow, now).await? => {
                         ("settled", NextSweep::Settled, Existence::Known)
                     }
@@ -140,15 +149,17 @@ impl Sweeper {
     }
 
     async fn find_owner(&self, workflow: &Workflow) -> Result<Attribution, ledger::Error> {
-        let open = match workflow.submitted_at {
+        let (open, missing) = match workflow.submitted_at {
             Some(at) => {
                 // Twice: a request may itself last that long.
                 let since = at.checked_sub(LONGEST_SUBMISSION * 2).unwrap_or(Timestamp::MIN);
                 let until = at.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX);
-                self.ledger.open_submissions(since, until).await?
+                // Of who is missing nothing was heard since.
+                let missing = self.ledger.has_gap(at - LONGEST_SUBMISSION, until).await?;
+                (self.ledger.open_submissions(since, until).await?, missing)
             }
-            None => Vec::new(),
+            None => (Vec::new(), false),
         };
-        Ok(attribution::decide(workflow.submitted_at, &open, self.ledger.ours_since().await?))
+        Ok(attribution::decide(workflow.submitted_at, &open, missing, self.ledger.ours_since().await?))
     }
 }

@@ -15,10 +15,11 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tollgate_local::stack::wait_for;
+use tollgate_local::stack::{ALICE, BOB, wait_for};
+use tollgate_local::standin::Outcome;
 
 use crate::harness::direct::channel;
-use crate::harness::{Edge, SOON};
+use crate::harness::{Edge, SOON, answer};
 
 /// A finished look at a task, with so many bytes of query.
 fn look_at(task: &str, padding: usize) -> HttpAccessLogEntry {
@@ -99,4 +100,35 @@ async fn a_ledger_that_takes_nothing_stops_the_reading_of_streams_and_loses_no_e
     edge.metric("tollgate_intake_queued_events", 0.0).await;
     edge.metric("tollgate_due_tasks", 50.0).await;
     edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn a_submission_of_which_nothing_was_written_down_is_nobody_elses_by_elimination() {
+    for killed in [true, false] {
+        let mut edge = Edge::start().await;
+        edge.replace_envoy(r#"string_match: {exact: "yes"}"#, r#"string_match: {exact: "never"}"#).await;
+        // Bob's made no workflow, and nobody tells: he is the only candidate in the ledger.
+        let empty = edge.post("/api/v1/workflows").bearer_auth(BOB.token).header("content-type", "text/plain").body("");
+        assert_eq!(answer(empty).await.status, 422);
+        let options = SqliteConnectOptions::new().filename(edge.dir.path().join("ledger.db"));
+        let mut other: SqliteConnection = options.connect().await.expect("opened");
+        let held = other.begin_with("BEGIN IMMEDIATE").await.expect("begun");
+        let (_, tasks) = edge.submit(ALICE.token, 1).await;
+        edge.says("goes through without a row").await;
+        if killed {
+            edge.stack.tollgate.kill_hard().await.expect("killed");
+            held.rollback().await.expect("ended");
+            edge.stack.tollgate.restart().await.expect("restarted");
+            edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy again");
+        } else {
+            held.rollback().await.expect("ended");
+        }
+        edge.stack.flowmesh.complete(&tasks[0], Outcome::done(1.0, 1.5));
+        edge.metric("tollgate_held_workflows", 1.0).await;
+        edge.metric("tollgate_charges_held", 1.0).await;
+        let reason = if killed { "could not be written down" } else { "submissions of several were open" };
+        edge.says(reason).await;
+        assert!(edge.stack.runmesh.posts().is_empty(), "killed {killed}");
+        edge.finish_unbilled().await;
+    }
 }

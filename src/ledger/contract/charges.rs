@@ -117,3 +117,49 @@ pub async fn a_repeated_word_of_runmeshs_changes_nothing<S: Store>() {
     }
     assert!(fixture.due_charges(50).await.is_empty());
 }
+
+/// What an answer reports of a task.
+async fn report<S: Store>(fixture: &Fixture<S>, task: &str, worker: &str) {
+    let Settlement::Usage(usage) = usage(worker) else { unreachable!() };
+    let event = Event::UsageReported { task_id: task.into(), usage: Box::new(usage) };
+    fixture.ledger().record(&[event], at(10)).await.expect("committed");
+}
+
+pub async fn usage_that_an_answer_reports_is_a_charge_at_once_and_each_execution_one<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    let tasks = [("tsk-1", false), ("tsk-2", false), ("tsk-3", false)];
+    fixture.ledger().note_tasks("wfl-1", &tasks, at(5)).await.expect("noted");
+    for _ in 0..2 {
+        report(&fixture, "tsk-1", "wrk-1").await;
+        report(&fixture, "tsk-2", "wrk-1").await;
+    }
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Already);
+    assert_eq!(fixture.settle("tsk-3", "wfl-1", "wrk-1").await, Settled::Merged);
+    assert_eq!(fixture.backlog().await.pending_charges, 1);
+}
+
+pub async fn usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_not_lost<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    report(&fixture, "tsk-0", "wrk-0").await;
+    let backlog = fixture.backlog().await;
+    assert_eq!((backlog.due_tasks, backlog.held_charges), (1, 0), "FlowMesh is asked whose it is");
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.ledger().settle("tsk-1", Some("wfl-1"), &Settlement::Gone, at(6)).await.expect("committed");
+    report(&fixture, "tsk-1", "wrk-1").await;
+    let backlog = fixture.backlog().await;
+    assert_eq!((backlog.gone_tasks, backlog.pending_charges), (0, 1));
+}
+
+pub async fn a_lone_claim_is_what_was_tried_least<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    for (task, tries) in [("tsk-1", 3), ("tsk-2", 1)] {
+        fixture.settle(task, "wfl-1", task).await;
+        for _ in 0..tries {
+            fixture.ledger().post_failed(task, "no", at(11), at(11)).await.expect("committed");
+        }
+    }
+    let claimed = fixture.ledger().claim_charges(at(12), LEASE, 1).await.expect("claimed");
+    assert_eq!(claimed.iter().map(|due| due.task_id.as_str()).collect::<Vec<_>>(), ["tsk-2"]);
+}

@@ -54,6 +54,7 @@ macro_rules! suite {
                 a_task_of_a_workflow_that_flowmesh_forgot_is_held_and_not_asked_after_for_ever
                 a_comparison_brings_up_who_was_held_lately_and_is_remembered
                 every_repeated_move_on_a_workflow_changes_nothing
+                a_gap_is_noted_once_and_concerns_its_own_time
             }
             work {
                 evidence_of_an_end_brings_a_task_up_soon_and_a_touch_only_when_nothing_is_planned
@@ -74,6 +75,9 @@ macro_rules! suite {
                 a_charge_leaves_pending_by_runmeshs_word_alone
                 the_supplier_and_the_execution_are_kept_with_the_charge
                 a_repeated_word_of_runmeshs_changes_nothing
+                usage_that_an_answer_reports_is_a_charge_at_once_and_each_execution_one
+                usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_not_lost
+                a_lone_claim_is_what_was_tried_least
             }
             books {
                 everything_is_counted_by_state_with_its_oldest_and_summed_exactly

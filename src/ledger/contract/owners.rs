@@ -127,3 +127,15 @@ pub async fn every_repeated_move_on_a_workflow_changes_nothing<S: Store>() {
     let workflow = fixture.books().workflow("wfl-1").await.expect("read").expect("a workflow");
     assert_eq!((workflow.attribution.as_deref(), workflow.state.as_str()), (Some("log"), "open"));
 }
+
+pub async fn a_gap_is_noted_once_and_concerns_its_own_time<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let ledger = fixture.ledger();
+    assert!(!ledger.has_gap(at(0), at(100)).await.expect("read"));
+    for _ in 0..2 {
+        ledger.note_gap(at(10), at(20)).await.expect("committed");
+    }
+    for (since, until, expected) in [(0, 9, false), (0, 10, true), (12, 13, true), (20, 30, true), (21, 30, false)] {
+        assert_eq!(ledger.has_gap(at(since), at(until)).await.expect("read"), expected, "{since} to {until}");
+    }
+}

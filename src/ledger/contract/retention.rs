@@ -91,7 +91,7 @@ pub async fn what_was_pruned_and_is_seen_again_is_never_billed_again<S: Store>()
     let ours_since = fixture.ledger().ours_since().await.expect("read");
     let open = fixture.ledger().open_submissions(at(0), at(10)).await.expect("read");
     assert_eq!(open.len(), 1);
-    let decided = attribution::decide(Some(at(2)), &open, ours_since);
+    let decided = attribution::decide(Some(at(2)), &open, false, ours_since);
     assert_eq!(decided, Attribution::Ignored);
     fixture.ledger().attribute("wfl-1", &decided, Some(at(2)), at(now)).await.expect("committed");
     assert_eq!(settle().await.expect("committed"), Settled::Ignored);

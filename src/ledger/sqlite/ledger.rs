@@ -90,6 +90,23 @@ impl Ledger for SqliteLedger {
         Ok(at.map(time))
     }
 
+    async fn note_gap(&self, since: Timestamp, until: Timestamp) -> Result<(), Error> {
+        sqlx::query(
+            "INSERT INTO gaps (since, until) SELECT ?1, ?2 WHERE NOT EXISTS
+                         (SELECT 1 FROM gaps WHERE since = ?1 AND until = ?2)",
+        )
+        .bind(ms(since))
+        .bind(ms(until))
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    async fn has_gap(&self, since: Timestamp, until: Timestamp) -> Result<bool, Error> {
+        let overlaps = "SELECT EXISTS (SELECT 1 FROM gaps WHERE since <= ?2 AND until >= ?1)";
+        Ok(sqlx::query_scalar(overlaps).bind(ms(since)).bind(ms(until)).fetch_one(&self.read).await?)
+    }
+
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error> {
         let order = by(limit, "sweeps", "sweep_at");
         let rows = sqlx::query(AssertSqlSafe(format!(

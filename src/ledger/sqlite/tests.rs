@@ -9,6 +9,7 @@ use crate::access_log::event::Event;
 use crate::drive::News;
 use crate::ledger::books::Books;
 use crate::ledger::contract::{Fixture, Store, alice, at, charged, suite};
+use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::telemetry::Metrics;
 
@@ -131,7 +132,7 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
     sqlx::query("PRAGMA max_page_count = 1").execute(&ledger.write).await.expect("set");
     let (events, queue) = tokio::sync::mpsc::channel(4096);
     let metrics = Metrics::unread();
-    let intake = Intake::new(ledger.clone(), queue, News::default(), 512, metrics.clone());
+    let intake = Intake::new(ledger.clone(), queue, News::default(), Unrecorded::default(), 512, metrics.clone());
     let running = tokio::spawn(intake.run());
     for task in 0..3000 {
         let task_id = format!("tsk-{task}-{}", "x".repeat(100));

@@ -1,0 +1,237 @@
+//! Submissions that went through without a row.
+//!
+//! When the ledger does not commit, Check lets a submission through and its row follows later, from memory. Until it has,
+//! an owner must not be found by elimination: who is missing may be the one. And when the process dies before, nobody
+//! knows any more who is missing; so the times are kept in a small file beside the ledger, whose blocks are there from
+//! the beginning: it can be written when the disk is full. What it holds at the next start becomes a gap in the ledger,
+//! and workflows of that time are held rather than matched.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::Ledger;
+use crate::lifecycle::TaskError;
+
+/// Between two tries to write a gap into the ledger.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// From when to when.
+type Span = (Timestamp, Timestamp);
+
+/// What is missing in the ledger. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Unrecorded(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Absent where there is none, or where it could not be made.
+    file: Option<File>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Rows that are on their way.
+    pending: usize,
+    /// When these, and those that will never come, were let through.
+    span: Option<Span>,
+    /// Some will never come.
+    lost: bool,
+}
+
+impl Unrecorded {
+    /// Reads what an earlier process left in the file beside the ledger at `path`, and makes it if need be.
+    #[must_use]
+    pub fn open(path: &Path) -> Self {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".gap");
+        let name = PathBuf::from(name);
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&name);
+        let ready = opened.and_then(|file| {
+            let mut bytes = [0; 16];
+            let left = match file.read_exact_at(&mut bytes, 0) {
+                Ok(()) => span(bytes),
+                Err(_) => None,
+            };
+            if left.is_none() {
+                // Its place on the disk is taken now, and not when there is none.
+                file.write_all_at(&[0; 16], 0)?;
+                file.sync_all()?;
+            }
+            Ok((file, left))
+        });
+        match ready {
+            Ok((file, left)) => {
+                let state = State { pending: 0, span: left, lost: left.is_some() };
+                Self(Arc::new(Inner { state: Mutex::new(state), file: Some(file) }))
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot use {}: a kill while the disk is full may lose whose a workflow is", name.display());
+                Self::default()
+            }
+        }
+    }
+
+    /// A submission goes through without a row, which follows. Durable when this returns.
+    pub async fn begin(&self, at: Timestamp) {
+        let this = self.clone();
+        // A disk in trouble may take its time; the submission does not wait for ever.
+        let write = tokio::task::spawn_blocking(move || {
+            let mut state = this.state();
+            state.pending += 1;
+            state.span = Some(state.span.map_or((at, at), |(since, until)| (since.min(at), until.max(at))));
+            this.write(&state)
+        });
+        match tokio::time::timeout(AGAIN, write).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::error!(%error, "cannot note that a submission has no row: {error}"),
+            Ok(Err(_)) | Err(_) => tracing::error!("cannot note in time that a submission has no row"),
+        }
+    }
+
+    /// Its row is there.
+    pub fn recorded(&self) {
+        let mut state = self.state();
+        state.pending = state.pending.saturating_sub(1);
+        self.end_if_over(&mut state);
+    }
+
+    /// Its row will never come.
+    pub fn lost(&self) {
+        let mut state = self.state();
+        state.pending = state.pending.saturating_sub(1);
+        state.lost = true;
+    }
+
+    /// Whether a submission may be missing of which the ledger does not know that it is.
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        let state = self.state();
+        state.pending > 0 || state.lost
+    }
+
+    /// Writes into the ledger what will never come, until the stop.
+    ///
+    /// # Errors
+    /// Never by itself.
+    pub async fn keep(self, ledger: Arc<dyn Ledger>, stop: CancellationToken) -> Result<(), TaskError> {
+        loop {
+            let lost = {
+                let state = self.state();
+                state.span.filter(|_| state.lost && state.pending == 0)
+            };
+            if let Some((since, until)) = lost {
+                match ledger.note_gap(since, until).await {
+                    Ok(()) => {
+                        tracing::warn!(
+                            "submissions from {since} to {until} may be missing: workflows of that time that no log entry \
+                             tells of are held"
+                        );
+                        let mut state = self.state();
+                        state.lost = false;
+                        self.end_if_over(&mut state);
+                    }
+                    Err(error) => tracing::error!(%error, "cannot note a gap in the ledger: {error}"),
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn end_if_over(&self, state: &mut State) {
+        if state.pending == 0 && !state.lost {
+            state.span = None;
+            // When this is not written a start too many is careful.
+            let _ = self.write(state);
+        }
+    }
+
+    fn write(&self, state: &State) -> std::io::Result<()> {
+        let Some(file) = &self.0.file else { return Ok(()) };
+        let (since, until) =
+            state.span.map_or((0, 0), |(since, until)| (since.as_millisecond(), until.as_millisecond()));
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&since.to_le_bytes());
+        bytes[8..].copy_from_slice(&until.to_le_bytes());
+        file.write_all_at(&bytes, 0)?;
+        file.sync_data()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn span(bytes: [u8; 16]) -> Option<Span> {
+    let number = |half: &[u8]| Some(i64::from_le_bytes(half.try_into().ok()?)).filter(|ms| *ms != 0);
+    let at = |half: &[u8]| Timestamp::from_millisecond(number(half)?).ok();
+    Some((at(&bytes[..8])?, at(&bytes[8..])?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("valid")
+    }
+
+    fn left(path: &Path) -> Option<Span> {
+        Unrecorded::open(path).state().span
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_remembered_by_the_next_process_until_it_is_there() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("ledger.db");
+        let unrecorded = Unrecorded::open(&path);
+        assert!(!unrecorded.is_uncertain());
+        unrecorded.begin(at(5)).await;
+        unrecorded.begin(at(2)).await;
+        assert!(unrecorded.is_uncertain());
+        assert_eq!(left(&path), Some((at(2), at(5))), "as after a kill");
+        unrecorded.recorded();
+        assert!(unrecorded.is_uncertain());
+        unrecorded.recorded();
+        assert!(!unrecorded.is_uncertain());
+        assert_eq!(left(&path), None);
+    }
+
+    #[tokio::test]
+    async fn what_will_never_come_becomes_a_gap_in_the_ledger() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("ledger.db");
+        let ledger: Arc<dyn Ledger> =
+            Arc::new(super::super::sqlite::SqliteLedger::open(&path, at(0)).await.expect("opens"));
+        // Of a process that was killed, and of this one.
+        Unrecorded::open(&path).begin(at(2)).await;
+        let unrecorded = Unrecorded::open(&path);
+        unrecorded.begin(at(5)).await;
+        unrecorded.lost();
+        assert!(unrecorded.is_uncertain());
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(unrecorded.clone().keep(ledger.clone(), stop.clone()));
+        while unrecorded.is_uncertain() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        keeping.await.expect("no panic").expect("an orderly end");
+        let in_gap = async |from: i64, to: i64| ledger.has_gap(at(from), at(to)).await.expect("read");
+        assert!(in_gap(3, 4).await && in_gap(5, 9).await && in_gap(-9, 2).await);
+        assert!(!in_gap(6, 9).await && !in_gap(-9, 1).await);
+        assert_eq!(left(&path), None);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_no_reason_not_to_start() {
+        assert!(!Unrecorded::open(Path::new("/proc/no/such/ledger.db")).is_uncertain());
+    }
+}

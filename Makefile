@@ -2,7 +2,11 @@ CARGO ?= cargo
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check fmt clippy doc envoy audit release
+SEED ?= 1
+MINUTES ?= 10
+JOBS ?= 1
+
+.PHONY: help run demo test chaos check fmt clippy doc envoy audit release
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -19,6 +23,10 @@ test: envoy  ## Every test, through real Envoys
 	@if $(CARGO) nextest --version > /dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace; \
 	else $(CARGO) test --workspace; fi
+
+chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, JOBS=1 rounds at once; then the books must agree
+	@scripts/fetch-envoy > /dev/null
+	@exec $(RELEASE)/tollgate-local chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
 
 check: fmt clippy test doc  ## What CI runs: format, clippy, tests, docs
 

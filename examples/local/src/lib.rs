@@ -6,8 +6,12 @@
 //!
 //! [`stack`] brings up Tollgate itself and Envoy as child processes among them.
 //!
+//! [`chaos`] lets many people work with such a stack while everything around them fails, and compares what was
+//! billed with what was run.
+//!
 //! Nothing here uses the `tollgate` crate: the stand-ins are a second, independent reading of the
 //! contracts, so that a misreading on one side shows up as a failing test.
 
+pub mod chaos;
 pub mod stack;
 pub mod standin;

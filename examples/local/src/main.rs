@@ -1,11 +1,13 @@
 //! `tollgate-local`: Tollgate, Envoy and stand-ins for everything else, on one machine.
 //!
-//! `run` keeps them up and tells what happens; `demo` plays through the whole scenario by itself.
+//! `run` keeps them up and tells what happens; `demo` plays through the whole scenario by itself; `chaos` lets everything
+//! fail under load.
 
 mod account;
 mod demo;
 mod intro;
 mod run;
+mod soak;
 
 use std::{
     io::Write as _,
@@ -31,6 +33,8 @@ enum Command {
     Run(RunOptions),
     /// Play the whole scenario on free ports; the exit code says whether all went as expected
     Demo(Binaries),
+    /// Let everything fail while many people are at work, and compare what was billed with what was run
+    Chaos(soak::ChaosOptions),
 }
 
 /// The programs to run.
@@ -112,6 +116,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(options) => run::run(options).await,
         Command::Demo(binaries) => demo::demo(&binaries).await,
+        Command::Chaos(options) => soak::chaos(options).await,
     };
     result.unwrap_or_else(|error| {
         // There is nobody left to tell when this fails.

@@ -140,6 +140,22 @@ impl Process {
         }
     }
 
+    /// SIGSTOP: it hangs until [`Self::thaw`].
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         if self.reaped.load(Ordering::Acquire) {
             return Ok(());

@@ -1,0 +1,221 @@
+//! Everything of a round that its actors share.
+
+use std::{
+    io::Write as _,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::sync::{Mutex, Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Round,
+    disk::Disk,
+    floor::Floor,
+    people::{Person, everybody},
+    record::Record,
+    relay::Relay,
+};
+use crate::{
+    stack::{Envoy, Output, PEOPLE, Ports, Stack, StackOptions, Tollgate, http_client},
+    standin::{FlowMesh, LumId, Runmesh, RunmeshHappened, Task},
+};
+
+/// Below the ports that the system gives to outgoing connections: what is down must find its port free.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+/// Tasks are named after their submission.
+const NAME: &str = "chaos-";
+/// Posts of what Runmesh had accepted before.
+pub(super) const REPEATS: &str = "entries repeated";
+
+pub(super) struct World {
+    pub lum_id: LumId,
+    pub runmesh: Runmesh,
+    pub flowmesh: FlowMesh,
+    pub tollgate: Mutex<Tollgate>,
+    pub envoy: Mutex<Envoy>,
+    pub relay: Option<Relay>,
+    pub disk: Option<Disk>,
+    pub edge: String,
+    pub http: reqwest::Client,
+    pub people: Vec<Person>,
+    pub floor: Floor,
+    pub record: Arc<Record>,
+    /// A submission was answered with 201.
+    pub accepted: Notify,
+    /// No new work from now on.
+    pub over: CancellationToken,
+    pub ledger: PathBuf,
+    pub outage: Duration,
+}
+
+impl World {
+    /// Brings everything up in `dir`.
+    pub async fn start(round: &Round, dir: &Path, random: &mut fastrand::Rng) -> Result<Self> {
+        let record = Arc::new(Record::new());
+        let calm = random.f64() < 0.7;
+        let relayed = random.f64() < 0.7;
+        let interval = random.u64(2..6);
+        let disk = match Disk::mount(&dir.join("disk")) {
+            Ok(disk) => Some(disk),
+            Err(error) => {
+                record.count("no disk to fill", error);
+                None
+            }
+        };
+        std::fs::create_dir_all(dir.join("disk"))?;
+        let ledger = dir.join("disk/ledger.db");
+        record.note(format_args!("seed {}: calm {calm}, relayed {relayed}, interval {interval} s", round.seed));
+        let mut port = || free_port(random);
+        let ports = Ports {
+            edge: port()?,
+            tollgate_admin: port()?,
+            envoy_admin: 0,
+            lum_id: port()?,
+            runmesh: port()?,
+            flowmesh: port()?,
+        };
+        let stack = Stack::start(StackOptions {
+            tollgate: round.tollgate.clone(),
+            envoy: round.envoy.clone(),
+            ports,
+            dir: dir.to_owned(),
+            settings: vec![
+                ("TOLLGATE_LEDGER", format!("sqlite:{}", ledger.display())),
+                ("TOLLGATE_RECONCILE_INTERVAL_SECS", interval.to_string()),
+                ("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned()),
+                ("TOLLGATE_LOG", "info,tollgate::authz=debug".to_owned()),
+            ],
+            tollgate_output: Some(watched(dir.join("tollgate.log"), record.clone())?),
+            envoy_output: Some(watched(dir.join("envoy.log"), record.clone())?),
+        });
+        let Stack { lum_id, runmesh, flowmesh, tollgate, mut envoy, .. } = stack.await?;
+        let people = everybody(&lum_id, &runmesh);
+        let relay = if relayed {
+            let socket = PathBuf::from(tollgate.grpc().trim_start_matches("unix:"));
+            let relay = Relay::start(socket, random.fork(), record.clone()).await?;
+            let upstream = flowmesh.url().trim_start_matches("http://").to_owned();
+            let listen = format!("127.0.0.1:{}", ports.edge);
+            let bootstrap = tollgate.envoy_config(&listen, "127.0.0.1:0", &upstream).await?;
+            let (direct, other) = ("load_assignment: *tollgate", assignment(relay.port));
+            if !bootstrap.contains(direct) {
+                bail!("the bootstrap has no {direct}");
+            }
+            envoy.kill_hard().await?;
+            let output = watched(dir.join("envoy.log"), record.clone())?;
+            let bootstrap = bootstrap.replace(direct, &other);
+            envoy = Envoy::start(&round.envoy, &bootstrap, dir, 2, Some(output)).await?;
+            envoy.wait_for_tollgate(Duration::from_secs(15)).await?;
+            Some(relay)
+        } else {
+            None
+        };
+        let edge = envoy.edge_url().to_owned();
+        tokio::spawn(count_repeats(runmesh.subscribe(), record.clone()));
+        Ok(Self {
+            lum_id,
+            runmesh,
+            flowmesh,
+            tollgate: Mutex::new(tollgate),
+            envoy: Mutex::new(envoy),
+            relay,
+            disk,
+            edge,
+            http: http_client()?,
+            people,
+            floor: Floor::new(calm),
+            record,
+            accepted: Notify::new(),
+            over: CancellationToken::new(),
+            ledger,
+            outage: round.outage,
+        })
+    }
+
+    /// The name of a task of a submission.
+    pub fn task_name(submission: usize, task: usize) -> String {
+        format!("{NAME}{submission}-{task}")
+    }
+
+    /// The submission that a task is of.
+    pub fn submission_of(task: &Task) -> Option<usize> {
+        task.name.strip_prefix(NAME)?.split('-').next()?.parse().ok()
+    }
+
+    /// Whose a task is, as an index.
+    pub fn person_of(&self, task: &Task) -> Option<usize> {
+        self.record.person_of(Self::submission_of(task)?)
+    }
+
+    /// Sleeps, unless the work is over before. Whether it goes on.
+    pub async fn pause(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = self.over.cancelled() => false,
+            () = tokio::time::sleep(time) => true,
+        }
+    }
+}
+
+/// A random time.
+pub(super) fn millis(random: &mut fastrand::Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.u64(range))
+}
+
+/// Before now, or now when the machine is younger than that.
+pub(super) fn ago(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(time).unwrap_or(now)
+}
+
+fn assignment(port: u16) -> String {
+    format!(
+        "load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
+         {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+    )
+}
+
+fn free_port(random: &mut fastrand::Rng) -> Result<u16> {
+    for _ in 0..1000 {
+        // Not from the seed alone: rounds side by side would want the same.
+        let port = random.u16(PORTS) ^ u16::try_from(std::process::id() & 0x3f).unwrap_or(0);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free")
+}
+
+/// Counts posts of what Runmesh had accepted before.
+async fn count_repeats(mut happenings: mpsc::UnboundedReceiver<RunmeshHappened>, record: Arc<Record>) {
+    while let Some(happened) = happenings.recv().await {
+        if let RunmeshHappened::Charged { repeated: true, .. } = happened {
+            record.tick(REPEATS, 1);
+        }
+    }
+}
+
+/// Writes the lines of a process to a file, and looks at each: no token, no e-mail address, no panic.
+fn watched(file: PathBuf, record: Arc<Record>) -> Result<Output> {
+    let (sender, mut lines) = mpsc::unbounded_channel::<String>();
+    let out = std::fs::OpenOptions::new().create(true).append(true).open(&file);
+    let mut out = std::io::BufWriter::new(out.with_context(|| format!("cannot write {}", file.display()))?);
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            let _ = writeln!(out, "{line}");
+            let _ = out.flush();
+            let told = line.contains("lm_pat_live_") || line.contains("@example.com");
+            if told || PEOPLE.iter().any(|person| line.contains(person.email)) {
+                record.fail(format_args!("a secret in {name}: {line}"));
+            }
+            if line.contains("panicked") {
+                record.fail(format_args!("a panic in {name}: {line}"));
+            }
+        }
+    });
+    Ok(sender)
+}

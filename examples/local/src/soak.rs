@@ -1,0 +1,167 @@
+//! `tollgate-local chaos`: rounds of faults, with a line of progress now and then.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio::task::{JoinSet, LocalSet};
+use tollgate_local::chaos::{Figures, Progress, Report, Round, play};
+
+use crate::{Binaries, account::Printer};
+
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+#[derive(Args)]
+pub struct ChaosOptions {
+    #[command(flatten)]
+    binaries: Binaries,
+    /// The first seed; each further round takes the next
+    #[arg(long, env = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// No new round is begun after so long; by default one round is played
+    #[arg(long, env = "MINUTES", value_name = "N")]
+    minutes: Option<u64>,
+    /// Play so many rounds, however long that takes
+    #[arg(long, env = "SEEDS", value_name = "N", conflicts_with = "minutes")]
+    seeds: Option<u64>,
+    /// Rounds side by side
+    #[arg(long, env = "JOBS", value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// How long things fail in a round, in seconds
+    #[arg(long, env = "ROUND_SECS", value_name = "SECS", default_value_t = 60)]
+    round_secs: u64,
+    /// How long a single outage lasts at most, in seconds
+    #[arg(long, env = "OUTAGE_SECS", value_name = "SECS", default_value_t = 8)]
+    outage_secs: u64,
+    /// Where the folders of the rounds go; that of a failed one stays
+    #[arg(long, env = "CHAOS_DIR", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Go on after a failure
+    #[arg(long)]
+    keep_going: bool,
+}
+
+/// Plays rounds until the time is over, the seeds are used up, or one fails.
+pub async fn chaos(options: ChaosOptions) -> Result<ExitCode> {
+    LocalSet::new().run_until(play_all(options)).await
+}
+
+async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
+    let printer = Printer::new();
+    let started = Instant::now();
+    let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+    std::fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let parent = parent.canonicalize()?;
+    let (tollgate, envoy) = (options.binaries.tollgate()?, options.binaries.envoy()?);
+    let limit = options.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    let seeds = options.seeds.unwrap_or(if limit.is_some() { u64::MAX } else { 1 });
+    let mut rounds: JoinSet<(u64, Result<Report>)> = JoinSet::new();
+    let mut running: BTreeMap<u64, Progress> = BTreeMap::new();
+    let (mut next, mut played, mut total, mut failed) = (0, 0_u64, Figures::default(), Vec::new());
+    let mut progress = tokio::time::interval(PROGRESS);
+    loop {
+        let in_time = limit.is_none_or(|limit| started.elapsed() < limit);
+        let going = failed.is_empty() || options.keep_going;
+        while going && in_time && next < seeds && rounds.len() < options.jobs {
+            let round = Round {
+                tollgate: tollgate.clone(),
+                envoy: envoy.clone(),
+                seed: options.seed.wrapping_add(next),
+                length: Duration::from_secs(options.round_secs),
+                outage: Duration::from_secs(options.outage_secs),
+                parent: parent.clone(),
+            };
+            next += 1;
+            let shown = Progress::default();
+            running.insert(round.seed, shown.clone());
+            rounds.spawn_local(async move { (round.seed, play(&round, &shown).await) });
+        }
+        tokio::select! {
+            ended = rounds.join_next() => {
+                let Some(ended) = ended else { break };
+                let (seed, report) = ended.context("a round broke off")?;
+                running.remove(&seed);
+                played += 1;
+                match report {
+                    Ok(report) => {
+                        total.add(&report.figures);
+                        if !tell(printer, &report, &options, started) {
+                            failed.push(seed);
+                        }
+                    }
+                    Err(error) => {
+                        printer.plain(format_args!("seed {seed} could not be played: {error:#}"));
+                        failed.push(seed);
+                    }
+                }
+            }
+            _ = progress.tick() => {
+                for (seed, progress) in &running {
+                    let figures = progress.figures();
+                    printer.plain(format_args!("{} seed {seed} {}: {}", elapsed(started), figures.phase, line(&figures)));
+                }
+            }
+        }
+    }
+    printer.plain(format_args!("{} all {played} rounds: {}", elapsed(started), line(&total)));
+    printer.plain(format_args!("  {}", counts(&total)));
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    printer.plain(format_args!("FAILED: seeds {failed:?}"));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Tells how a round went. Whether it went well.
+fn tell(printer: Printer, report: &Report, options: &ChaosOptions, started: Instant) -> bool {
+    let (seed, figures) = (report.seed, &report.figures);
+    let verdict = if report.failures.is_empty() { "ok" } else { "FAILED" };
+    printer.plain(format_args!("{} seed {seed} {verdict}: {}", elapsed(started), line(figures)));
+    printer.plain(format_args!("  {}", counts(figures)));
+    if report.failures.is_empty() {
+        return true;
+    }
+    for failure in report.failures.iter().take(20) {
+        printer.plain(format_args!("  {failure}"));
+    }
+    if report.failures.len() > 20 {
+        printer.plain(format_args!("  … and {} more", report.failures.len() - 20));
+    }
+    if let Some(kept) = &report.kept {
+        printer.plain(format_args!("  ledger, logs and timeline are in {}", kept.display()));
+    }
+    printer.plain(format_args!(
+        "  again: tollgate-local chaos --seed {seed} --round-secs {} --outage-secs {}",
+        options.round_secs, options.outage_secs
+    ));
+    false
+}
+
+fn elapsed(started: Instant) -> String {
+    let seconds = started.elapsed().as_secs();
+    format!("{:02}:{:02}", seconds / 60, seconds % 60)
+}
+
+fn line(figures: &Figures) -> String {
+    let Figures { workflows, tasks, entries, repeats, held, attributed, counts, .. } = figures;
+    let faults: u64 = counts.iter().filter(|(kind, _)| is_fault(kind)).map(|(_, count)| count).sum();
+    format!(
+        "{workflows} workflows, {tasks} tasks, {faults} faults, {entries} entries, {repeats} repeats, {held} held, \
+         {attributed} attributed"
+    )
+}
+
+fn is_fault(kind: &str) -> bool {
+    !["submissions", "results", "merged", "no disk", "log messages"].iter().any(|other| kind.starts_with(other))
+}
+
+fn counts(figures: &Figures) -> String {
+    let counts: Vec<String> = figures.counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    counts.join(", ")
+}

@@ -158,7 +158,9 @@ fn line(figures: &Figures) -> String {
 }
 
 fn is_fault(kind: &str) -> bool {
-    !["submissions", "results", "merged", "no disk", "log messages"].iter().any(|other| kind.starts_with(other))
+    !["submissions", "results", "merged", "no disk", "log messages", "workflows", "starts", "stops"]
+        .iter()
+        .any(|other| kind.starts_with(other))
 }
 
 fn counts(figures: &Figures) -> String {

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Figures, Progress, Report, Round, clients, faults, ledger,
-    verify::Books,
+    verify::{Books, Held},
     workers,
     world::{REPEATS, World},
 };
@@ -166,19 +166,22 @@ async fn compare(world: &World, progress: &Progress) -> Result<()> {
     }
     let books = Books::of(world);
     let rows = ledger::read(&world.ledger).await?;
-    let (held, wrong) = books.held(world, &rows);
+    let Held { undecidable, row_lost, wrong } = books.held(world, &rows);
     for what in books.wrong(world).into_iter().chain(wrong) {
         world.record.fail(what);
     }
-    if world.floor.is_calm() && !held.is_empty() {
-        world.record.fail(format_args!("held, though only one person was at work when entries were lost: {held:?}"));
+    if world.floor.is_calm() && !undecidable.is_empty() {
+        world
+            .record
+            .fail(format_args!("held, though one person alone was there when entries were lost: {undecidable:?}"));
     }
+    world.record.tick("workflows whose row was lost", u64::try_from(row_lost.len())?);
     for violation in world.lum_id.violations().into_iter().chain(world.runmesh.violations()) {
         world.record.fail(format_args!("against the contract: {violation}"));
     }
     for (state, count) in &rows.submissions {
         world.record.note(format_args!("{count} submissions are {state}"));
     }
-    progress.update(|figures| figures.held = held.len());
+    progress.update(|figures| figures.held = undecidable.len() + row_lost.len());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The books: what Runmesh accepted against what FlowMesh ran, and what is held against what could not be decided.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -77,39 +77,59 @@ impl Books {
         (!holds).then(|| format!("billed wrongly: it is {}'s {truth:?}, billed as {entry:?}", person.sub))
     }
 
-    /// Looks at what is missing: rightly held, or lost. Returns the workflows that are rightly held, with their owners, and
-    /// what is wrong.
-    pub fn held(&self, world: &World, rows: &Rows) -> (Vec<(String, String)>, Vec<String>) {
+    /// Looks at what is missing: rightly held, or lost.
+    pub fn held(&self, world: &World, rows: &Rows) -> Held {
         let submissions = world.record.submissions();
-        let (mut held, mut wrong) = (BTreeSet::new(), Vec::new());
+        let mut held = Held::default();
         for truth in self.missing() {
             let charge = truth.task_ids.iter().find_map(|task| Some((task, rows.charges.get(task)?)));
             let Some((task, charge)) = charge else {
                 let workflow = rows.workflows.get(&truth.workflow_id);
-                wrong.push(format!("not billed: {truth:?}; its workflow: {workflow:?}"));
+                held.wrong.push(format!("not billed: {truth:?}; its workflow: {workflow:?}"));
                 continue;
             };
             let workflow = charge.workflow.as_ref().and_then(|id| rows.workflows.get(id));
             let task = &self.tasks[task];
             match justify(world, &submissions, task, charge, workflow) {
-                Ok(owner) => {
-                    held.insert((task.workflow_id.clone(), owner));
+                Ok((Why::Undecidable, owner)) => {
+                    held.undecidable.insert(task.workflow_id.clone(), owner);
                 }
-                Err(reason) => wrong.push(format!("{reason}: {truth:?}; {charge:?}; its workflow: {workflow:?}")),
+                Ok((Why::RowLost, owner)) => {
+                    held.row_lost.insert(task.workflow_id.clone(), owner);
+                }
+                Err(reason) => {
+                    held.wrong.push(format!("{reason}: {truth:?}; {charge:?}; its workflow: {workflow:?}"));
+                }
             }
         }
-        (held.into_iter().collect(), wrong)
+        held
     }
 }
 
-/// Whether it could not be decided whose a charge is; the right owner.
+/// What is not billed: workflows and their owners, and what is wrong.
+#[derive(Default)]
+pub(super) struct Held {
+    /// Nobody could tell whose it is.
+    pub undecidable: BTreeMap<String, String>,
+    /// The row of its submission could not be written while the disk was full, and Tollgate was killed before it could.
+    pub row_lost: BTreeMap<String, String>,
+    pub wrong: Vec<String>,
+}
+
+/// Why something is rightly held.
+enum Why {
+    Undecidable,
+    RowLost,
+}
+
+/// Whether it could not be decided whose a charge is, and why; the right owner.
 fn justify(
     world: &World,
     submissions: &[Submission],
     task: &Task,
     charge: &Charge,
     workflow: Option<&Workflow>,
-) -> Result<String, &'static str> {
+) -> Result<(Why, String), &'static str> {
     let own = World::submission_of(task).and_then(|number| submissions.get(number)).ok_or("nobody's")?;
     let owner = &world.people[own.person].sub;
     if charge.state != "held" {
@@ -119,31 +139,36 @@ fn justify(
     if world.record.uncertain(own).is_none() {
         return Err("held though its own submission's log entry arrived");
     }
-    if let Some(names) = reason.split_once("submissions of several were open at its time: ") {
-        let candidates: Vec<&str> = names.1.split(", ").collect();
-        if !candidates.contains(&owner.as_str()) && !world.record.may_lack_its_row(own) {
-            return Err("held, and its owner is no candidate");
+    // Any row of this person's: of two workflows the one that is looked at first takes what there is.
+    let mut theirs = submissions.iter().filter(|other| other.person == own.person);
+    let row_lost = theirs.any(|other| world.record.may_lack_its_row(other));
+    let wrong = |text| if row_lost { Ok((Why::RowLost, owner.clone())) } else { Err(text) };
+    if let Some((_, names)) = reason.split_once("submissions of several were open at its time: ") {
+        let candidates: Vec<&str> = names.split(", ").collect();
+        if !candidates.contains(&owner.as_str()) {
+            return wrong("held, and its owner is no candidate");
         }
-        for candidate in candidates {
-            // FlowMesh's clock may differ by five seconds; and that of this account by a little.
-            let until = task.submitted_at + jiff::SignedDuration::from_secs(6);
-            let open = |submission: &&Submission| {
-                world.people[submission.person].sub == candidate
-                    && submission.sent_at <= until
-                    && world.record.uncertain(submission).is_some()
-            };
-            if !submissions.iter().any(|submission| open(&submission)) {
-                return Err("held for a candidate that had no uncertain submission");
-            }
+        // FlowMesh's clock may differ by five seconds, and that of this account by a little.
+        let until = task.submitted_at + jiff::SignedDuration::from_secs(6);
+        let open = |candidate: &str| {
+            submissions.iter().any(|other| {
+                world.people[other.person].sub == candidate
+                    && other.sent_at <= until
+                    && world.record.uncertain(other).is_some()
+            })
+        };
+        if !candidates.iter().all(|candidate| open(candidate)) {
+            return Err("held for a candidate that had no uncertain submission");
         }
-        return Ok(owner.clone());
+        return Ok((Why::Undecidable, owner.clone()));
     }
     if reason.starts_with("the only submission open at its time") {
         let failed = own.answered.is_none_or(|(_, status)| status >= 500);
-        return if failed { Ok(owner.clone()) } else { Err("held for an error that its client did not see") };
+        return if failed {
+            Ok((Why::Undecidable, owner.clone()))
+        } else {
+            wrong("held for an error that its client did not see")
+        };
     }
-    if world.record.may_lack_its_row(own) {
-        return Ok(owner.clone());
-    }
-    Err("held for no good reason")
+    wrong("held for no good reason")
 }

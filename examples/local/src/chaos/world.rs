@@ -57,7 +57,7 @@ impl World {
     /// Brings everything up in `dir`.
     pub async fn start(round: &Round, dir: &Path, random: &mut fastrand::Rng) -> Result<Self> {
         let record = Arc::new(Record::new());
-        let calm = random.f64() < 0.7;
+        let calm = random.f64() < 0.8;
         let relayed = random.f64() < 0.7;
         let interval = random.u64(2..6);
         let disk = match Disk::mount(&dir.join("disk")) {

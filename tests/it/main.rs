@@ -13,6 +13,7 @@ mod edge;
 mod envoy_config;
 mod harness;
 mod identity;
+mod killpoints;
 mod log_service;
 mod mtls;
 mod operator;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::json;
 
-use super::{
-    relay::Meddling,
-    world::{World, ago, millis},
+use super::world::{World, ago, millis};
+use crate::{
+    stack::{Meddling, Tollgate},
+    standin::Fault,
 };
-use crate::standin::Fault;
 
 /// How long after a start Envoy may take to send its log entries again.
 const RECOVERED: Duration = Duration::from_secs(1);
@@ -169,7 +169,7 @@ async fn stop_tollgate(world: &World, pause: Duration) {
 }
 
 /// Starts Tollgate again, as its supervisor would: until it runs.
-async fn revive(world: &World, tollgate: &mut crate::stack::Tollgate) {
+async fn revive(world: &World, tollgate: &mut Tollgate) {
     let deadline = Instant::now() + REVIVAL;
     while let Err(error) = tollgate.restart().await {
         if Instant::now() > deadline {

@@ -20,7 +20,6 @@ mod floor;
 mod ledger;
 mod people;
 mod record;
-mod relay;
 mod round;
 mod verify;
 mod workers;

@@ -18,10 +18,9 @@ use super::{
     floor::Floor,
     people::{Person, everybody},
     record::Record,
-    relay::Relay,
 };
 use crate::{
-    stack::{Envoy, Output, PEOPLE, Ports, Stack, StackOptions, Tollgate, http_client},
+    stack::{Envoy, Meddled, Output, PEOPLE, Ports, Relay, Stack, StackOptions, Tollgate, http_client},
     standin::{FlowMesh, LumId, Runmesh, RunmeshHappened, Task},
 };
 
@@ -29,6 +28,8 @@ use crate::{
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 /// Tasks are named after their submission.
 const NAME: &str = "chaos-";
+/// Where Envoy's log goes instead of to Tollgate.
+const RELAY: &str = "relay.sock";
 /// Posts of what Runmesh had accepted before.
 pub(super) const REPEATS: &str = "entries repeated";
 
@@ -97,11 +98,12 @@ impl World {
         let people = everybody(&lum_id, &runmesh);
         let relay = if relayed {
             let socket = PathBuf::from(tollgate.grpc().trim_start_matches("unix:"));
-            let relay = Relay::start(socket, random.fork(), record.clone()).await?;
+            let (relay, meddled) = Relay::start(&dir.join(RELAY), socket, random.fork())?;
+            tokio::spawn(note_meddling(meddled, record.clone()));
             let upstream = flowmesh.url().trim_start_matches("http://").to_owned();
             let listen = format!("127.0.0.1:{}", ports.edge);
             let bootstrap = tollgate.envoy_config(&listen, "127.0.0.1:0", &upstream).await?;
-            let (direct, other) = ("load_assignment: *tollgate", assignment(relay.port));
+            let (direct, other) = ("load_assignment: *tollgate", assignment(&dir.canonicalize()?.join(RELAY)));
             if !bootstrap.contains(direct) {
                 bail!("the bootstrap has no {direct}");
             }
@@ -171,11 +173,28 @@ pub(super) fn ago(time: Duration) -> Instant {
     now.checked_sub(time).unwrap_or(now)
 }
 
-fn assignment(port: u16) -> String {
+/// An endpoint of the log's own in place of the one that it shares.
+fn assignment(socket: &Path) -> String {
     format!(
-        "load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
-         {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+        "load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: \
+         \"{}\"}}}}}}}}]}}]}}",
+        socket.display()
     )
+}
+
+async fn note_meddling(mut meddled: mpsc::UnboundedReceiver<Meddled>, record: Arc<Record>) {
+    while let Some(meddled) = meddled.recv().await {
+        match meddled {
+            Meddled::Dropped(workflows) => {
+                record.tick("log messages dropped", 1);
+                record.dropped(workflows);
+                // Those of refused submissions name no workflow.
+                record.lost_between(ago(Duration::from_secs(1)), Instant::now());
+            }
+            Meddled::Repeated => record.tick("log messages repeated", 1),
+            Meddled::Delayed => record.tick("log messages delayed", 1),
+        }
+    }
 }
 
 fn free_port(random: &mut fastrand::Rng) -> Result<u16> {

@@ -1,5 +1,5 @@
-//! Between Envoy's access log and Tollgate: passes everything on, and on demand drops, repeats, delays or replays
-//! messages with log entries.
+//! Between Envoy and Tollgate: passes everything on, and on demand drops, repeats, delays or replays messages with log
+//! entries, or withholds an answer.
 //!
 //! One connection to Tollgate for each of Envoy's, so that a Tollgate that is not there looks to Envoy as it is.
 //! It knows gRPC's framing and nothing of what is inside.
@@ -7,9 +7,9 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -24,11 +24,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    net::{TcpListener, TcpStream, UnixStream},
-    sync::mpsc,
+    net::{UnixListener, UnixStream},
+    sync::{Notify, mpsc},
 };
-
-use super::{lock, record::Record};
 
 const METHOD: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
 /// Messages that are kept for a replay.
@@ -38,13 +36,26 @@ const KEPT_BYTES: usize = 256 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// What happens to messages, as probabilities.
+/// What happens to messages with log entries, as probabilities.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Meddling {
+pub struct Meddling {
+    /// Never to arrive.
     pub drop: f64,
+    /// To arrive twice.
     pub repeat: f64,
-    /// To be sent after later ones.
+    /// To arrive after later ones, within three seconds.
     pub delay: f64,
+}
+
+/// What happened to a message.
+#[derive(Clone, Debug)]
+pub enum Meddled {
+    /// It never arrives; these workflows were named in it.
+    Dropped(Vec<String>),
+    /// It arrives twice.
+    Repeated,
+    /// It arrives later, unless its stream ends before.
+    Delayed,
 }
 
 struct Shared {
@@ -52,27 +63,37 @@ struct Shared {
     meddling: Mutex<Meddling>,
     kept: Mutex<VecDeque<Bytes>>,
     random: Mutex<fastrand::Rng>,
-    record: Arc<Record>,
+    told: mpsc::UnboundedSender<Meddled>,
+    /// The path whose answers are withheld, and who waits for one.
+    withheld: Mutex<Option<(String, Arc<Notify>)>>,
 }
 
 /// A running relay. Ends with its last handle and connection.
 #[derive(Clone)]
-pub(super) struct Relay {
-    pub port: u16,
+pub struct Relay {
     shared: Arc<Shared>,
 }
 
 impl Relay {
-    /// Listens on a free port, in front of Tollgate's `socket`.
-    pub async fn start(socket: PathBuf, random: fastrand::Rng, record: Arc<Record>) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for the relay")?;
-        let port = listener.local_addr().context("a bound port has no address")?.port();
+    /// Listens on the Unix socket `listen`, in front of Tollgate's `socket`. `random` decides what happens to which
+    /// message; the receiver is told.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start(
+        listen: &Path,
+        socket: PathBuf,
+        random: fastrand::Rng,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Meddled>)> {
+        let listener = UnixListener::bind(listen).with_context(|| format!("cannot listen on {}", listen.display()))?;
+        let (told, telling) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             socket,
             meddling: Mutex::default(),
             kept: Mutex::default(),
             random: Mutex::new(random),
-            record,
+            told,
+            withheld: Mutex::default(),
         });
         let weak = Arc::downgrade(&shared);
         tokio::spawn(async move {
@@ -81,14 +102,32 @@ impl Relay {
                 tokio::spawn(connection(inbound, shared));
             }
         });
-        Ok(Self { port, shared })
+        Ok((Self { shared }, telling))
     }
 
+    /// Withholds every answer to calls of `path` from now on; they end with Tollgate. The handle is notified when there
+    /// is one.
+    #[must_use]
+    pub fn withhold(&self, path: &str) -> Arc<Notify> {
+        let reached = Arc::new(Notify::new());
+        *lock(&self.shared.withheld) = Some((path.to_owned(), reached.clone()));
+        reached
+    }
+
+    /// Passes every answer again.
+    pub fn release(&self) {
+        *lock(&self.shared.withheld) = None;
+    }
+
+    /// What happens to messages from now on.
     pub fn meddle(&self, how: Meddling) {
         *lock(&self.shared.meddling) = how;
     }
 
     /// Sends up to `count` old messages once more, on a stream of their own, in any order. Returns how many.
+    ///
+    /// # Errors
+    /// When Tollgate does not take them.
     pub async fn replay(&self, count: usize) -> Result<usize> {
         let mut messages: Vec<Bytes> = lock(&self.shared.kept).iter().cloned().collect();
         lock(&self.shared.random).shuffle(&mut messages);
@@ -111,8 +150,7 @@ impl Relay {
     }
 }
 
-async fn connection(inbound: TcpStream, shared: Arc<Shared>) {
-    let _ = inbound.set_nodelay(true);
+async fn connection(inbound: UnixStream, shared: Arc<Shared>) {
     let Ok(outbound) = UnixStream::connect(&shared.socket).await else { return };
     let outbound = TokioIo::new(outbound);
     let Ok((sender, driver)) = client::handshake::<_, _, Body>(TokioExecutor::new(), outbound).await else { return };
@@ -131,8 +169,15 @@ async fn forward(
     shared: Arc<Shared>,
 ) -> Result<Response<Body>, hyper::Error> {
     let (parts, body) = request.into_parts();
-    let body = if parts.uri.path() == METHOD { meddled(body, shared) } else { body.boxed_unsync() };
+    let path = parts.uri.path().to_owned();
+    let body = if path == METHOD { meddled(body, shared.clone()) } else { body.boxed_unsync() };
     let answer = sender.send_request(Request::from_parts(parts, body)).await?;
+    let withheld = lock(&shared.withheld).clone().filter(|(wanted, _)| *wanted == path);
+    if let Some((_, reached)) = withheld {
+        reached.notify_one();
+        // Until the connection ends.
+        std::future::pending::<()>().await;
+    }
     Ok(answer.map(http_body_util::BodyExt::boxed_unsync))
 }
 
@@ -164,7 +209,16 @@ fn take_message(buffer: &mut Vec<u8>) -> Option<Bytes> {
     (buffer.len() >= whole).then(|| buffer.drain(..whole).collect::<Vec<u8>>().into())
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
+    fn tell(&self, meddled: Meddled) {
+        // Not everybody wants to know.
+        let _ = self.told.send(meddled);
+    }
+
     /// Passes a message on, or does what is wanted instead. False when there is nobody to pass it to.
     async fn pass(self: &Arc<Self>, message: Bytes, sender: &mpsc::Sender<Bytes>) -> bool {
         let meddling = *lock(&self.meddling);
@@ -180,25 +234,21 @@ impl Shared {
             (random.f64(), Duration::from_millis(random.u64(20..3000)))
         };
         if dice < meddling.drop {
-            self.record.tick("log messages dropped", 1);
-            let now = Instant::now();
-            self.record.dropped(workflows(&message));
-            // Those of refused submissions name no workflow.
-            self.record.lost_between(now.checked_sub(Duration::from_secs(1)).unwrap_or(now), now);
+            self.tell(Meddled::Dropped(workflows(&message)));
             return true;
         }
         if dice < meddling.drop + meddling.repeat {
-            self.record.tick("log messages repeated", 1);
+            self.tell(Meddled::Repeated);
             return sender.send(message.clone()).await.is_ok() && sender.send(message).await.is_ok();
         }
         if dice < meddling.drop + meddling.repeat + meddling.delay {
-            self.record.tick("log messages delayed", 1);
+            self.tell(Meddled::Delayed);
             let (sender, shared) = (sender.clone(), self.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
                 if sender.send(message.clone()).await.is_err() {
                     // Its stream has ended meanwhile.
-                    shared.record.dropped(workflows(&message));
+                    shared.tell(Meddled::Dropped(workflows(&message)));
                 }
             });
             return true;

@@ -7,6 +7,7 @@
 
 mod bearers;
 mod billing;
+mod chaos;
 mod check;
 mod crashes;
 mod edge;

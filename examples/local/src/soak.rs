@@ -22,26 +22,29 @@ pub struct ChaosOptions {
     #[command(flatten)]
     binaries: Binaries,
     /// The first seed; each further round takes the next
-    #[arg(long, env = "SEED", default_value_t = 1)]
+    #[arg(long, default_value_t = 1)]
     seed: u64,
     /// No new round is begun after so long; by default one round is played
-    #[arg(long, env = "MINUTES", value_name = "N")]
+    #[arg(long, value_name = "N")]
     minutes: Option<u64>,
     /// Play so many rounds, however long that takes
-    #[arg(long, env = "SEEDS", value_name = "N", conflicts_with = "minutes")]
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
     seeds: Option<u64>,
     /// Rounds side by side
-    #[arg(long, env = "JOBS", value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
     /// How long things fail in a round, in seconds
-    #[arg(long, env = "ROUND_SECS", value_name = "SECS", default_value_t = 60)]
+    #[arg(long, value_name = "SECS", default_value_t = 60)]
     round_secs: u64,
     /// How long a single outage lasts at most, in seconds
-    #[arg(long, env = "OUTAGE_SECS", value_name = "SECS", default_value_t = 8)]
+    #[arg(long, value_name = "SECS", default_value_t = 8)]
     outage_secs: u64,
     /// Where the folders of the rounds go; that of a failed one stays
-    #[arg(long, env = "CHAOS_DIR", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Leave the disk alone; filling it needs a file system that only root may mount
+    #[arg(long)]
+    no_disk: bool,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -75,6 +78,7 @@ async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
                 seed: options.seed.wrapping_add(next),
                 length: Duration::from_secs(options.round_secs),
                 outage: Duration::from_secs(options.outage_secs),
+                disk: !options.no_disk,
                 parent: parent.clone(),
             };
             next += 1;
@@ -157,10 +161,23 @@ fn line(figures: &Figures) -> String {
     )
 }
 
+/// What is counted beside faults.
+const OTHERS: [&str; 11] = [
+    "calm",
+    "crowded",
+    "log messages",
+    "merged",
+    "no disk",
+    "results",
+    "rounds",
+    "starts",
+    "stops",
+    "submissions",
+    "workflows",
+];
+
 fn is_fault(kind: &str) -> bool {
-    !["submissions", "results", "merged", "no disk", "log messages", "workflows", "starts", "stops"]
-        .iter()
-        .any(|other| kind.starts_with(other))
+    !OTHERS.iter().any(|other| kind.starts_with(other))
 }
 
 fn counts(figures: &Figures) -> String {

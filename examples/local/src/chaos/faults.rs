@@ -155,10 +155,14 @@ async fn stop_tollgate(world: &World, pause: Duration) {
     world.record.count("Tollgate stopped", format_args!("for {pause:?}"));
     match tollgate.terminate().await {
         Ok(status) if status.success() => {}
-        Ok(status) => {
-            // A full disk is one reason.
+        Ok(status) if world.record.was_full_lately() => {
+            // What it had received could not be committed.
             world.record.killed();
             world.record.count("stops that were not clean", status);
+        }
+        Ok(status) => {
+            let lines = tollgate.process().last_lines();
+            world.record.fail(format_args!("a stop was not clean, {status}; {lines}"));
         }
         Err(error) => world.record.fail(format_args!("{error:#}")),
     }

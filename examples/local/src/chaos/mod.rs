@@ -47,6 +47,9 @@ pub struct Round {
     pub length: Duration,
     /// How long a single outage lasts at most.
     pub outage: Duration,
+    /// Whether the disk may fill: the ledger then lies on a small file system that is mounted for the round, as far as that
+    /// is allowed.
+    pub disk: bool,
     /// Where the folder of the round goes, which is removed after a success.
     pub parent: PathBuf,
 }

@@ -121,6 +121,12 @@ impl Record {
         }
     }
 
+    /// Whether what was received may still not have been committed.
+    pub fn was_full_lately(&self) -> bool {
+        let now = Instant::now();
+        self.uncommitted_since(now) != now
+    }
+
     /// Since when what Tollgate received may not have been committed: the moment given, or since the disk is full.
     pub fn uncommitted_since(&self, at: Instant) -> Instant {
         let state = lock(&self.state);

@@ -61,12 +61,15 @@ impl World {
         let calm = random.f64() < 0.8;
         let relayed = random.f64() < 0.7;
         let interval = random.u64(2..6);
-        let disk = match Disk::mount(&dir.join("disk")) {
-            Ok(disk) => Some(disk),
-            Err(error) => {
-                record.count("no disk to fill", error);
-                None
-            }
+        record.tick(if calm { "calm rounds" } else { "crowded rounds" }, 1);
+        if relayed {
+            record.tick("rounds with a relay", 1);
+        }
+        let disk = if round.disk {
+            let mounted = Disk::mount(&dir.join("disk"));
+            mounted.inspect_err(|error| record.count("no disk to fill", format_args!("{error:#}"))).ok()
+        } else {
+            None
         };
         std::fs::create_dir_all(dir.join("disk"))?;
         let ledger = dir.join("disk/ledger.db");

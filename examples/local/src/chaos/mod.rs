@@ -11,13 +11,15 @@
 //! Whose a workflow is whose log entry was lost can be undecidable: two people had submissions open of which nobody told
 //! what came of them. Tollgate holds such charges rather than guess. So there are two kinds of rounds: in most of them one
 //! person alone is at work whenever something gets lost, so that nothing at all may be held; in the others everybody is, and
-//! what is held must be what this account shows to be undecidable.
+//! what is held must be what this account shows to be undecidable. In the end the operator names the owners, and then
+//! everything must be billed.
 
 mod clients;
 mod disk;
 mod faults;
 mod floor;
 mod ledger;
+mod operator;
 mod people;
 mod record;
 mod round;
@@ -67,9 +69,9 @@ pub struct Figures {
     pub entries: usize,
     /// Posts that were repeats of accepted ones.
     pub repeats: u64,
-    /// Charges rightly held for want of a decidable owner.
+    /// Workflows rightly held for want of a decidable owner, and not billed in the end.
     pub held: usize,
-    /// Of these, billed after the operator had named the owner.
+    /// Workflows that were held until the operator named their owner.
     pub attributed: usize,
     /// Faults and whatever else was counted, by kind.
     pub counts: BTreeMap<&'static str, u64>,

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Figures, Progress, Report, Round, clients, faults, ledger,
+    Figures, Progress, Report, Round, clients, faults, ledger, operator,
     verify::{Books, Held},
     workers,
     world::{REPEATS, World},
@@ -102,7 +102,26 @@ async fn act(world: &Arc<World>, round: &Round, random: &mut fastrand::Rng, prog
     workers::end_everything(world, random);
     clients::look_again(world, random).await;
     quiet(world, progress).await?;
-    compare(world, progress).await
+    let calm = world.floor.is_calm();
+    compare(world, calm).await?;
+    if !world.record.failures().is_empty() {
+        return Ok(());
+    }
+    if operator::may_name_owners(&round.tollgate).await {
+        progress.update(|figures| figures.phase = "attributing");
+        let attributed = operator::name_owners(world, &round.tollgate).await?;
+        progress.update(|figures| figures.attributed = attributed);
+        if attributed > 0 {
+            quiet(world, progress).await?;
+        }
+    }
+    stop(world).await?;
+    let held = compare(world, calm).await?;
+    if progress.figures().attributed > 0 && held > 0 {
+        world.record.fail(format_args!("{held} workflows are held though the operator has named their owners"));
+    }
+    progress.update(|figures| figures.held = held);
+    Ok(())
 }
 
 /// Brings the figures up to date.
@@ -159,32 +178,36 @@ async fn quiet(world: &World, progress: &Progress) -> Result<()> {
     }
 }
 
-async fn compare(world: &World, progress: &Progress) -> Result<()> {
-    progress.update(|figures| figures.phase = "comparing");
+/// The last stop.
+async fn stop(world: &World) -> Result<()> {
     let status = world.tollgate.lock().await.terminate().await?;
     if !status.success() {
         world.record.fail(format_args!("the last stop was not clean: {status}"));
     }
+    for violation in world.lum_id.violations().into_iter().chain(world.runmesh.violations()) {
+        world.record.fail(format_args!("against the contract: {violation}"));
+    }
+    Ok(())
+}
+
+/// The books. Returns how many workflows are rightly held.
+async fn compare(world: &World, calm: bool) -> Result<usize> {
     let books = Books::of(world);
     let rows = ledger::read(&world.ledger).await?;
     let Held { undecidable, row_lost, wrong } = books.held(world, &rows);
     for what in books.wrong(world).into_iter().chain(wrong) {
         world.record.fail(what);
     }
-    if world.floor.is_calm() && !undecidable.is_empty() {
+    if calm && !undecidable.is_empty() {
         world
             .record
             .fail(format_args!("held, though one person alone was there when entries were lost: {undecidable:?}"));
     }
-    if !row_lost.is_empty() {
-        world.record.tick("workflows whose row was lost", u64::try_from(row_lost.len())?);
-    }
-    for violation in world.lum_id.violations().into_iter().chain(world.runmesh.violations()) {
-        world.record.fail(format_args!("against the contract: {violation}"));
-    }
     for (state, count) in &rows.submissions {
         world.record.note(format_args!("{count} submissions are {state}"));
     }
-    progress.update(|figures| figures.held = undecidable.len() + row_lost.len());
-    Ok(())
+    if !row_lost.is_empty() {
+        world.record.note(format_args!("held for a row that was lost: {row_lost:?}"));
+    }
+    Ok(undecidable.len() + row_lost.len())
 }

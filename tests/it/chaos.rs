@@ -14,6 +14,7 @@ async fn round(seed: u64, seconds: u64) -> Figures {
         seed,
         length: Duration::from_secs(seconds),
         outage: Duration::from_secs(2),
+        patience: Duration::from_secs(90),
         disk: false,
         parent: std::env::temp_dir().canonicalize().expect("a folder"),
     };

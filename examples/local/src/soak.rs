@@ -16,6 +16,8 @@ use crate::{Binaries, account::Printer};
 
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
+/// Twice the longest pause that Tollgate makes between two tries of anything.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 #[derive(Args)]
 pub struct ChaosOptions {
@@ -78,6 +80,7 @@ async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
                 seed: options.seed.wrapping_add(next),
                 length: Duration::from_secs(options.round_secs),
                 outage: Duration::from_secs(options.outage_secs),
+                patience: PATIENCE,
                 disk: !options.no_disk,
                 parent: parent.clone(),
             };

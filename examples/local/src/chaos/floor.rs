@@ -50,3 +50,35 @@ impl Floor {
         Some(guard)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn in_a_calm_round_everybody_but_one_waits_while_something_is_lossy() {
+        let floor = Floor::new(true);
+        let (first, second) = (floor.clear().await, floor.clear().await);
+        assert!(floor.submit(0).await.is_none(), "the one does not wait");
+        assert!(tokio::time::timeout(MOMENT, floor.submit(1)).await.is_err());
+        drop(first);
+        assert!(tokio::time::timeout(MOMENT, floor.submit(1)).await.is_err(), "the second goes on");
+        drop(second);
+        let submitting = tokio::time::timeout(MOMENT, floor.submit(1)).await.unwrap();
+        assert!(tokio::time::timeout(MOMENT, floor.clear()).await.is_err(), "until its log entry is committed");
+        drop(submitting);
+        assert!(floor.clear().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn in_a_crowded_round_nobody_waits() {
+        let floor = Floor::new(false);
+        assert!(floor.clear().await.is_none());
+        assert!(floor.submit(1).await.is_none());
+        assert!(floor.takes_risks(1));
+    }
+}

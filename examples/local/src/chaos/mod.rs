@@ -49,6 +49,8 @@ pub struct Round {
     pub length: Duration,
     /// How long a single outage lasts at most.
     pub outage: Duration,
+    /// How long everything may take to be billed once everything is healed: intervals have grown meanwhile.
+    pub patience: Duration,
     /// Whether the disk may fill: the ledger then lies on a small file system that is mounted for the round, as far as that
     /// is allowed.
     pub disk: bool,

@@ -187,3 +187,37 @@ impl Record {
         lock(&self.state).failures.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submission_is_uncertain_only_when_nobody_may_have_told_of_its_end() {
+        let record = Record::new();
+        let numbers: Vec<usize> = (0..4).map(|person| record.sending(person)).collect();
+        record.answered(numbers[1], 201, Some("wfl-1".to_owned()));
+        record.answered(numbers[2], 201, Some("wfl-2".to_owned()));
+        record.answered(numbers[3], 503, None);
+        record.dropped(vec!["wfl-2".to_owned()]);
+        let uncertain = |number: usize| record.uncertain(&record.submissions()[number]).is_some();
+        assert_eq!([0, 1, 2, 3].map(uncertain), [true, false, true, true]);
+        record.lost_between(Instant::now(), Instant::now());
+        assert!(uncertain(1), "log entries were lost just after its answer");
+    }
+
+    #[test]
+    fn a_row_may_be_lost_only_with_a_full_disk_and_a_kill() {
+        let record = Record::new();
+        let number = record.sending(0);
+        let may = || record.may_lack_its_row(&record.submissions()[number]);
+        record.killed();
+        assert!(!may());
+        record.disk_full(true);
+        assert!(!may(), "the kill came before");
+        assert!(record.was_full_lately());
+        record.killed();
+        record.disk_full(false);
+        assert!(may());
+    }
+}

@@ -15,10 +15,10 @@ use super::{
     world::{REPEATS, World},
 };
 
-/// How long everything may take to be billed once everything is healed: intervals have grown meanwhile.
-const QUIET_LIMIT: Duration = Duration::from_mins(5);
 /// What is still held after so long without any other work is held for good.
 const HELD_FOR: Duration = Duration::from_secs(12);
+/// What is still missing after so long without any work was forgotten: FlowMesh's list is looked at every minute at least.
+const FORGOTTEN: Duration = Duration::from_secs(90);
 
 /// Plays a round.
 ///
@@ -101,7 +101,7 @@ async fn act(world: &Arc<World>, round: &Round, random: &mut fastrand::Rng, prog
     clients::show_addresses(world).await;
     workers::end_everything(world, random);
     clients::look_again(world, random).await;
-    quiet(world, progress).await?;
+    quiet(world, round.patience, progress).await?;
     let calm = world.floor.is_calm();
     compare(world, calm).await?;
     if !world.record.failures().is_empty() {
@@ -112,7 +112,7 @@ async fn act(world: &Arc<World>, round: &Round, random: &mut fastrand::Rng, prog
         let attributed = operator::name_owners(world, &round.tollgate).await?;
         progress.update(|figures| figures.attributed = attributed);
         if attributed > 0 {
-            quiet(world, progress).await?;
+            quiet(world, round.patience, progress).await?;
         }
     }
     stop(world).await?;
@@ -137,8 +137,8 @@ fn observe(world: &World, progress: &Progress) {
 }
 
 /// Waits until everything is billed, or nothing more happens.
-async fn quiet(world: &World, progress: &Progress) -> Result<()> {
-    let deadline = Instant::now() + QUIET_LIMIT;
+async fn quiet(world: &World, patience: Duration, progress: &Progress) -> Result<()> {
+    let deadline = Instant::now() + patience;
     let mut still_since = Instant::now();
     let mut last = (usize::MAX, 0);
     loop {
@@ -164,12 +164,13 @@ async fn quiet(world: &World, progress: &Progress) -> Result<()> {
         if missing == 0 && work == 0.0 && open == 0.0 {
             return Ok(());
         }
-        if held > 0.0 && still_since.elapsed() > HELD_FOR && open == 0.0 {
+        let most = if held > 0.0 { HELD_FOR } else { FORGOTTEN };
+        if still_since.elapsed() > most && open == 0.0 {
             return Ok(());
         }
         if Instant::now() > deadline {
             world.record.fail(format_args!(
-                "not quiet after {QUIET_LIMIT:?}: {missing} executions not billed, {work} charges and tasks to do, {open} \
+                "not quiet after {patience:?}: {missing} executions not billed, {work} charges and tasks to do, {open} \
                  workflows open, {held} held"
             ));
             return Ok(());

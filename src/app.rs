@@ -134,7 +134,7 @@ impl App {
     /// When a part failed, or did not stop in time.
     pub async fn run(self, logs: &Logs) -> anyhow::Result<()> {
         let stopping = Stopping::default();
-        let mut lifecycle = Lifecycle::new(stopping.clone());
+        let mut lifecycle = Lifecycle::new(stopping.clone())?;
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,20 +40,38 @@ pub struct Stopping {
 #[derive(Debug)]
 pub struct Lifecycle {
     stopping: Stopping,
-    tasks: JoinSet<Result<(), TaskError>>,
+    signals: Signals,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    running: JoinSet<Result<(), TaskError>>,
     names: Vec<(tokio::task::Id, &'static str)>,
 }
 
 impl Lifecycle {
-    #[must_use]
-    pub fn new(stopping: Stopping) -> Self {
-        Self { stopping, tasks: JoinSet::new(), names: Vec::new() }
+    /// From here on a signal is a stop and no longer the end of the process: before anything is served.
+    ///
+    /// # Errors
+    /// When signals cannot be listened for.
+    pub fn new(stopping: Stopping) -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(Failure::Signals);
+        let signals =
+            Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? };
+        Ok(Self { stopping, signals, tasks: Tasks::default() })
     }
 
     /// Starts a task that runs until the stop.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<(), TaskError>> + Send + 'static) {
-        let handle = self.tasks.spawn(task);
-        self.names.push((handle.id(), name));
+        let handle = self.tasks.running.spawn(task);
+        self.tasks.names.push((handle.id(), name));
     }
 
     /// Runs until SIGINT, SIGTERM or the end of a task, then stops everything. A second signal skips what is left.
@@ -61,20 +79,12 @@ impl Lifecycle {
     /// # Errors
     /// [`Failure`] when a task ended by itself or did not end in time.
     pub async fn run(mut self, drain_delay: Duration, deadline: Duration) -> Result<(), Failure> {
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::Signals)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
-        let mut next_signal = async || {
-            tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
-            }
-        };
         let mut failure = tokio::select! {
-            signal = next_signal() => {
+            signal = self.signals.next() => {
                 tracing::info!(signal, "stopping: {signal} received");
                 None
             }
-            ended = self.next_ended() => ended.map(|(name, result)| {
+            ended = self.tasks.next_ended() => ended.map(|(name, result)| {
                 let reason = result.err().unwrap_or_else(|| "it returned".to_owned());
                 tracing::error!(task = name, reason, "stopping: task {name} ended unexpectedly: {reason}");
                 Failure::TaskEnded { name, reason }
@@ -83,14 +93,14 @@ impl Lifecycle {
         self.stopping.drain.cancel();
         tokio::select! {
             () = tokio::time::sleep(drain_delay) => {}
-            signal = next_signal() => tracing::warn!(signal, "second signal: not waiting for Envoy to notice"),
+            signal = self.signals.next() => tracing::warn!(signal, "second signal: not waiting for Envoy to notice"),
         }
         self.stopping.stop.cancel();
         let at_deadline = tokio::time::sleep(deadline);
         tokio::pin!(at_deadline);
         loop {
             tokio::select! {
-                ended = self.next_ended() => match ended {
+                ended = self.tasks.next_ended() => match ended {
                     None => break,
                     Some((name, Err(reason))) => {
                         tracing::error!(task = name, reason, "task {name} failed while stopping: {reason}");
@@ -99,30 +109,41 @@ impl Lifecycle {
                     Some((name, Ok(()))) => tracing::debug!(task = name, "task {name} ended"),
                 },
                 () = &mut at_deadline => break,
-                signal = next_signal() => {
+                signal = self.signals.next() => {
                     tracing::warn!(signal, "second signal: ending what is left");
                     break;
                 }
             }
         }
-        if !self.names.is_empty() {
-            let running = self.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
+        if !self.tasks.names.is_empty() {
+            let running = self.tasks.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
             tracing::error!(tasks = running, "aborting what did not stop in time: {running}");
             failure = failure.or(Some(Failure::Deadline(running)));
         }
-        self.tasks.shutdown().await;
+        self.tasks.running.shutdown().await;
         failure.map_or(Ok(()), Err)
     }
+}
 
+impl Tasks {
     /// The name and result of the next task to end; `None` when none is left.
     async fn next_ended(&mut self) -> Option<(&'static str, Result<(), String>)> {
-        let (id, result) = match self.tasks.join_next_with_id().await? {
+        let (id, result) = match self.running.join_next_with_id().await? {
             Ok((id, result)) => (id, result.map_err(|error| error.to_string())),
             Err(error) => (error.id(), Err(error.to_string())),
         };
         let at = self.names.iter().position(|(known, _)| *known == id);
         let name = at.map_or("unnamed", |at| self.names.swap_remove(at).1);
         Some((name, result))
+    }
+}
+
+impl Signals {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
     }
 }
 
@@ -135,7 +156,7 @@ mod tests {
     /// A lifecycle with one task that behaves, and what it saw of the stop.
     fn with_a_good_task() -> (Lifecycle, CancellationToken) {
         let stopping = Stopping::default();
-        let mut lifecycle = Lifecycle::new(stopping.clone());
+        let mut lifecycle = Lifecycle::new(stopping.clone()).expect("signals");
         let ended = CancellationToken::new();
         let seen = ended.clone();
         lifecycle.spawn("good", async move {

@@ -139,7 +139,7 @@ impl Authz {
         };
         if principal.email.is_some() && self.awaited.take(&principal.id) {
             // A full queue is no loss: the ledger goes on waiting for it.
-            let _ = self.tell(Event::PrincipalSeen { principal: principal.clone() });
+            let _ = tell(self.events.as_ref(), &self.metrics, Event::PrincipalSeen { principal: principal.clone() });
         }
         let mut submission_id = None;
         if route == Route::Submit {
@@ -182,27 +182,25 @@ impl Authz {
     /// before, only the log entry tells of this submission.
     async fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
         let at = Timestamp::now();
-        self.unrecorded.begin(at).await;
         let event = Event::SubmissionOpened {
             submission_id: submission_id.to_owned(),
             principal: principal.clone(),
             request_id: request_id.to_owned(),
             at,
         };
-        if !self.tell(event) {
-            self.unrecorded.lost();
-            tracing::error!(submission = submission_id, "the row of submission {submission_id} is given up");
+        let (unrecorded, events, metrics) = (self.unrecorded.clone(), self.events.clone(), self.metrics.clone());
+        let submission = submission_id.to_owned();
+        // A task of its own: Envoy may give the Check up, and what was begun must be ended.
+        let noted = self.requests.spawn(async move {
+            unrecorded.begin(at).await;
+            if !tell(events.as_ref(), &metrics, event) {
+                unrecorded.lost();
+                tracing::error!(submission, "the row of submission {submission} is given up");
+            }
+        });
+        if let Err(error) = noted.await {
+            tracing::error!(%error, "cannot note that a submission has no row: {error}");
         }
-    }
-
-    /// Whether the intake took it.
-    fn tell(&self, event: Event) -> bool {
-        let events = self.events.as_ref().and_then(mpsc::WeakSender::upgrade);
-        let sent = events.is_some_and(|events| events.try_send(event).is_ok());
-        if sent {
-            self.metrics.intake_queued.inc();
-        }
-        sent
     }
 
     /// Makes the submission durable before the OK. When that fails the submission still goes through, and its row is
@@ -238,6 +236,15 @@ impl Authz {
         self.metrics.submissions.get_or_create(&OutcomeLabels { outcome }).inc();
         Some(submission_id)
     }
+}
+
+/// Whether the intake took an event.
+fn tell(events: Option<&mpsc::WeakSender<Event>>, metrics: &Metrics, event: Event) -> bool {
+    let sent = events.and_then(mpsc::WeakSender::upgrade).is_some_and(|events| events.try_send(event).is_ok());
+    if sent {
+        metrics.intake_queued.inc();
+    }
+    sent
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl Default for Limits {
             introspections_in_flight: 192,
             introspections_reserved: 64,
             introspections_per_source: 64,
-            place_wait: Duration::from_millis(500),
+            place_wait: Duration::from_millis(300),
             calls_waiting: 4096,
             refusal_burst: 100,
             refusal_interval: Duration::from_millis(100),

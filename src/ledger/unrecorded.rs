@@ -20,6 +20,8 @@ use crate::lifecycle::TaskError;
 
 /// Between two tries to write a gap into the ledger.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a submission waits for the file; Envoy waits for the whole Check, and not for ever.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// From when to when.
 type Span = (Timestamp, Timestamp);
@@ -30,9 +32,10 @@ pub struct Unrecorded(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Never locked over a write: those who look must not wait for the disk.
     state: Mutex<State>,
     /// Absent where there is none, or where it could not be made.
-    file: Option<File>,
+    file: Option<Mutex<File>>,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +72,7 @@ impl Unrecorded {
         match ready {
             Ok((file, left)) => {
                 let state = State { pending: 0, span: left, lost: left.is_some() };
-                Self(Arc::new(Inner { state: Mutex::new(state), file: Some(file) }))
+                Self(Arc::new(Inner { state: Mutex::new(state), file: Some(Mutex::new(file)) }))
             }
             Err(error) => {
                 tracing::error!(%error, "cannot use {}: a kill while the disk is full may lose whose a workflow is", name.display());
@@ -78,20 +81,19 @@ impl Unrecorded {
         }
     }
 
-    /// A submission goes through without a row, which follows. Durable when this returns.
+    /// A submission goes through without a row, which follows: [`Self::recorded`] or [`Self::lost`] must be called once for it,
+    /// so nobody may give this up half-way. Durable when it returns.
     pub async fn begin(&self, at: Timestamp) {
-        let this = self.clone();
-        // A disk in trouble may take its time; the submission does not wait for ever.
-        let write = tokio::task::spawn_blocking(move || {
-            let mut state = this.state();
+        {
+            let mut state = self.state();
             state.pending += 1;
             state.span = Some(state.span.map_or((at, at), |(since, until)| (since.min(at), until.max(at))));
-            this.write(&state)
-        });
-        match tokio::time::timeout(AGAIN, write).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::error!(%error, "cannot note that a submission has no row: {error}"),
-            Ok(Err(_)) | Err(_) => tracing::error!("cannot note in time that a submission has no row"),
+        }
+        // A disk in trouble may take its time; the submission does not wait for ever.
+        match tokio::time::timeout(PATIENCE, self.write()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "cannot note that a submission has no row: {error}"),
+            Err(_) => tracing::error!("cannot note in time that a submission has no row"),
         }
     }
 
@@ -99,7 +101,6 @@ impl Unrecorded {
     pub fn recorded(&self) {
         let mut state = self.state();
         state.pending = state.pending.saturating_sub(1);
-        self.end_if_over(&mut state);
     }
 
     /// Its row will never come.
@@ -116,29 +117,29 @@ impl Unrecorded {
         state.pending > 0 || state.lost
     }
 
-    /// Writes into the ledger what will never come, until the stop.
+    /// Writes into the ledger what will never come, and empties the file when all of it has, until the stop.
     ///
     /// # Errors
     /// Never by itself.
     pub async fn keep(self, ledger: Arc<dyn Ledger>, stop: CancellationToken) -> Result<(), TaskError> {
         loop {
-            let lost = {
-                let state = self.state();
-                state.span.filter(|_| state.lost && state.pending == 0)
-            };
-            if let Some((since, until)) = lost {
+            if let Some((since, until)) = self.lost_span() {
                 match ledger.note_gap(since, until).await {
                     Ok(()) => {
                         tracing::warn!(
                             "submissions from {since} to {until} may be missing: workflows of that time that no log entry \
                              tells of are held"
                         );
-                        let mut state = self.state();
-                        state.lost = false;
-                        self.end_if_over(&mut state);
+                        self.noted((since, until));
                     }
                     Err(error) => tracing::error!(%error, "cannot note a gap in the ledger: {error}"),
                 }
+            }
+            if self.is_over()
+                && let Err(error) = self.write().await
+            {
+                // A start too many is then careful.
+                tracing::error!(%error, "cannot empty the file of submissions without a row: {error}");
             }
             if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
                 return Ok(());
@@ -146,23 +147,44 @@ impl Unrecorded {
         }
     }
 
-    fn end_if_over(&self, state: &mut State) {
-        if state.pending == 0 && !state.lost {
-            state.span = None;
-            // When this is not written a start too many is careful.
-            let _ = self.write(state);
-        }
+    /// What will never come, however many others are still on their way.
+    fn lost_span(&self) -> Option<Span> {
+        let state = self.state();
+        state.span.filter(|_| state.lost)
     }
 
-    fn write(&self, state: &State) -> std::io::Result<()> {
-        let Some(file) = &self.0.file else { return Ok(()) };
-        let (since, until) =
-            state.span.map_or((0, 0), |(since, until)| (since.as_millisecond(), until.as_millisecond()));
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&since.to_le_bytes());
-        bytes[8..].copy_from_slice(&until.to_le_bytes());
-        file.write_all_at(&bytes, 0)?;
-        file.sync_data()
+    /// The ledger knows of a span; what was let through meanwhile it does not know.
+    fn noted(&self, span: Span) {
+        let mut state = self.state();
+        state.lost = state.span != Some(span);
+    }
+
+    /// Whether nothing is missing any more, of which the file does not know yet.
+    fn is_over(&self) -> bool {
+        let mut state = self.state();
+        let over = state.pending == 0 && !state.lost && state.span.is_some();
+        if over {
+            state.span = None;
+        }
+        over
+    }
+
+    /// Writes what is missing now.
+    async fn write(&self) -> std::io::Result<()> {
+        let this = self.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let Some(file) = &this.0.file else { return Ok(()) };
+            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            // Looked at once it is our turn: whoever writes last writes what is true last.
+            let span = this.state().span;
+            let (since, until) = span.map_or((0, 0), |(since, until)| (since.as_millisecond(), until.as_millisecond()));
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&since.to_le_bytes());
+            bytes[8..].copy_from_slice(&until.to_le_bytes());
+            file.write_all_at(&bytes, 0)?;
+            file.sync_data()
+        });
+        written.await.map_err(std::io::Error::other)?
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -202,7 +224,23 @@ mod tests {
         assert!(unrecorded.is_uncertain());
         unrecorded.recorded();
         assert!(!unrecorded.is_uncertain());
+        assert!(unrecorded.is_over());
+        unrecorded.write().await.expect("written");
         assert_eq!(left(&path), None);
+    }
+
+    #[tokio::test]
+    async fn what_gets_lost_while_a_gap_is_noted_is_a_gap_of_its_own() {
+        let unrecorded = Unrecorded::default();
+        unrecorded.begin(at(2)).await;
+        unrecorded.lost();
+        let span = unrecorded.lost_span().expect("lost");
+        unrecorded.begin(at(9)).await;
+        unrecorded.lost();
+        unrecorded.noted(span);
+        assert_eq!(unrecorded.lost_span(), Some((at(2), at(9))));
+        unrecorded.noted((at(2), at(9)));
+        assert!(!unrecorded.is_uncertain() && unrecorded.is_over());
     }
 
     #[tokio::test]
@@ -219,7 +257,7 @@ mod tests {
         assert!(unrecorded.is_uncertain());
         let stop = CancellationToken::new();
         let keeping = tokio::spawn(unrecorded.clone().keep(ledger.clone(), stop.clone()));
-        while unrecorded.is_uncertain() {
+        while unrecorded.is_uncertain() || left(&path).is_some() {
             tokio::task::yield_now().await;
         }
         stop.cancel();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::drive::{LEASE, growing, jitter};
+use crate::ledger::Pick;
 use crate::upstream::CallError;
 
 /// Failures in a row that open it.
@@ -38,6 +39,12 @@ impl Circuit {
     /// How long to begin nothing.
     pub fn allowance(&self, free: u32) -> Result<u32, Duration> {
         self.act(|state| state.allowance(Instant::now(), free))
+    }
+
+    /// What to claim when so much may be begun.
+    #[must_use]
+    pub fn pick(&self, limit: u32) -> Pick {
+        if self.act(|state| state.open_until.is_some()) { Pick::LeastTried } else { Pick::Due(limit) }
     }
 
     /// So many pieces of work were begun.

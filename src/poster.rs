@@ -47,7 +47,7 @@ impl Worker for Poster {
     }
 
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueCharge>, ledger::Error> {
-        let claimed = self.ledger.claim_charges(at, LEASE, limit).await?;
+        let claimed = self.ledger.claim_charges(at, LEASE, self.circuit.pick(limit)).await?;
         self.circuit.begun(claimed.len());
         Ok(claimed)
     }

@@ -93,7 +93,7 @@ mod tests {
     use crate::ledger::books::Books;
     use crate::ledger::sqlite::{SqliteBooks, SqliteLedger};
     use crate::ledger::unrecorded::Unrecorded;
-    use crate::ledger::{Existence, NewSubmission, NextSweep, Settlement, Usage};
+    use crate::ledger::{Existence, NewSubmission, NextSweep, Pick, Settlement, Usage};
     use crate::principal::Principal;
     use crate::settlement::{reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
     use crate::supplier::Suppliers;
@@ -149,7 +149,7 @@ mod tests {
         ledger.settle("tsk-1", Some("wfl-1"), &Settlement::Usage(usage), long_ago).await.expect("committed");
         ledger.posted("tsk-1", long_ago).await.expect("committed");
         let soon = long_ago + SignedDuration::from_mins(1);
-        let due = ledger.claim_workflows(soon, DAYS, 1).await.expect("claimed").remove(0);
+        let due = ledger.claim_workflows(soon, DAYS, Pick::Due(1)).await.expect("claimed").remove(0);
         ledger.swept(&due, NextSweep::Settled, Existence::Known, soon).await.expect("committed");
     }
 

@@ -188,6 +188,8 @@ pub enum Retry<'a> {
 /// A charge that is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retried {
+    /// Its place in the ledger.
+    pub number: i64,
     pub task_id: String,
     /// Where it was.
     pub from: ChargeState,
@@ -277,9 +279,9 @@ pub trait Books: Send + Sync {
     /// Up to `limit` tasks of a workflow, in the order of their ids, after `after`.
     async fn tasks(&self, workflow_id: &str, after: &str, limit: u32) -> Result<Vec<Task>, Error>;
 
-    /// Puts up to `limit` charges up for posting now, and returns them: repeated until it returns none, that is all. Money
+    /// Puts up to `limit` charges up for posting now, in the order of their numbers, after `after`, and returns them. Money
     /// cannot move twice by it, because Runmesh is idempotent on the task id. What is being posted is left alone.
-    async fn retry(&self, which: Retry<'_>, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error>;
+    async fn retry(&self, which: Retry<'_>, after: i64, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error>;
 
     /// Names the owner of a workflow; its unposted charges are theirs.
     async fn name_owner(&self, naming: Naming<'_>) -> Result<Named, Error>;

@@ -214,6 +214,16 @@ pub struct Pruned {
     pub submissions: u64,
 }
 
+/// Which due work to claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// So many at most, those that have been due longest.
+    Due(u32),
+    /// One, the one that was tried least often: the probe of a circuit. What always fails is always due, and would else be every
+    /// probe. It looks at all that is due, so it is not for every day.
+    LeastTried,
+}
+
 /// The store. Times are passed in; `lease` is how long claimed work belongs to its claimer.
 #[async_trait::async_trait]
 pub trait Ledger: Send + Sync + 'static {
@@ -249,7 +259,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn has_gap(&self, since: Timestamp, until: Timestamp) -> Result<bool, Error>;
 
     /// Claims workflows that are due.
-    async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error>;
+    async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error>;
 
     /// Submissions still open that began from `since` to `until`.
     async fn open_submissions(&self, since: Timestamp, until: Timestamp) -> Result<Vec<OpenSubmission>, Error>;
@@ -274,7 +284,7 @@ pub trait Ledger: Send + Sync + 'static {
     -> Result<(), Error>;
 
     /// Claims tasks that are due.
-    async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error>;
+    async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error>;
 
     /// Ends a question after a task that is not over: to be asked again at `again`, or when something is heard of it, at
     /// once if that was since it was claimed.
@@ -302,9 +312,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Principals with charges that are held for want of an e-mail.
     async fn awaiting_email(&self) -> Result<Vec<String>, Error>;
 
-    /// Claims charges to post. Of these, tasks and workflows alike, a `limit` of 1 claims the one that was tried least often,
-    /// a larger one those that have been due longest.
-    async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error>;
+    /// Claims charges to post.
+    async fn claim_charges(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueCharge>, Error>;
 
     /// Runmesh has it.
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error>;

@@ -27,7 +27,7 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 
 pub use books::SqliteBooks;
 
-use super::Error;
+use super::{Error, Pick};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -145,10 +145,12 @@ fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sql
     Ok(row.try_get::<Option<i64>, _>(column)?.map(time))
 }
 
-/// The order in which work is claimed: what has been due longest, but a lone piece, which may be the probe of a circuit, is the
-/// one that was tried least. Else pieces that always fail, and are therefore always due, would be every probe.
-fn by(limit: u32, tries: &str, due: &str) -> String {
-    if limit == 1 { format!("{tries}, {due}") } else { due.to_owned() }
+/// The order in which work is claimed, and how much.
+fn by(pick: Pick, tries: &str, due: &str) -> (String, u32) {
+    match pick {
+        Pick::Due(limit) => (due.to_owned(), limit),
+        Pick::LeastTried => (format!("{tries}, {due}"), 1),
+    }
 }
 
 fn until(at: Timestamp, lease: Duration) -> i64 {

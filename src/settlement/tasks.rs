@@ -51,7 +51,7 @@ impl Worker for Settler {
     }
 
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueTask>, ledger::Error> {
-        let claimed = self.ledger.claim_tasks(at, LEASE, limit).await?;
+        let claimed = self.ledger.claim_tasks(at, LEASE, self.circuit.pick(limit)).await?;
         self.circuit.begun(claimed.len());
         Ok(claimed)
     }

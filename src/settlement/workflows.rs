@@ -49,7 +49,7 @@ impl Worker for Sweeper {
     }
 
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueWorkflow>, ledger::Error> {
-        let claimed = self.ledger.claim_workflows(at, LEASE, limit).await?;
+        let claimed = self.ledger.claim_workflows(at, LEASE, self.circuit.pick(limit)).await?;
         self.circuit.begun(claimed.len());
         Ok(claimed)
     }
@@ -154,8 +154,7 @@ impl Sweeper {
                 // Twice: a request may itself last that long.
                 let since = at.checked_sub(LONGEST_SUBMISSION * 2).unwrap_or(Timestamp::MIN);
                 let until = at.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX);
-                // Of who is missing nothing was heard since.
-                let missing = self.ledger.has_gap(at - LONGEST_SUBMISSION, until).await?;
+                let missing = self.ledger.has_gap(since, until).await?;
                 (self.ledger.open_submissions(since, until).await?, missing)
             }
             None => (Vec::new(), false),

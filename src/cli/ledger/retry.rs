@@ -1,12 +1,16 @@
 //! `tollgate ledger retry`.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::bail;
 use jiff::Timestamp;
 
 use super::{PAGE, text};
 use crate::ledger::books::{Books, ChargeState, Retried, Retry};
+
+/// Between two parts of a large retry.
+const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 pub struct Flags {
@@ -36,17 +40,20 @@ pub async fn run(flags: &Flags, books: &dyn Books, now: Timestamp, out: &mut imp
         let _ = writeln!(out, "{}  ${} of {principal}  {was}, is pending", text::plain(&charge.task_id), charge.cost);
     };
     if let Some(which) = many {
+        // Each one once: what Runmesh refuses again meanwhile is not tried for ever.
+        let mut after = i64::MIN;
         loop {
-            let part = books.retry(which, now, PAGE).await?;
-            if part.is_empty() {
-                break;
-            }
+            let part = books.retry(which, after, now, PAGE).await?;
+            let Some(last) = part.last() else { break };
+            after = last.number;
             retried += part.len() as u64;
             part.iter().for_each(&mut tell);
+            // `serve` writes, too, and SQLite lets nobody in whom it finds waiting.
+            tokio::time::sleep(PAUSE).await;
         }
     }
     for task in &flags.tasks {
-        if let Some(charge) = books.retry(Retry::Task(task), now, 1).await?.first() {
+        if let Some(charge) = books.retry(Retry::Task(task), i64::MIN, now, 1).await?.first() {
             retried += 1;
             tell(charge);
         } else {

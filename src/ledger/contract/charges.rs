@@ -151,7 +151,7 @@ pub async fn usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_
     assert_eq!((backlog.gone_tasks, backlog.pending_charges), (0, 1));
 }
 
-pub async fn a_lone_claim_is_what_was_tried_least<S: Store>() {
+pub async fn a_probe_is_what_was_tried_least<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.workflow("wfl-1", &alice()).await;
     for (task, tries) in [("tsk-1", 3), ("tsk-2", 1)] {
@@ -160,6 +160,6 @@ pub async fn a_lone_claim_is_what_was_tried_least<S: Store>() {
             fixture.ledger().post_failed(task, "no", at(11), at(11)).await.expect("committed");
         }
     }
-    let claimed = fixture.ledger().claim_charges(at(12), LEASE, 1).await.expect("claimed");
+    let claimed = fixture.ledger().claim_charges(at(12), LEASE, Pick::LeastTried).await.expect("claimed");
     assert_eq!(claimed.iter().map(|due| due.task_id.as_str()).collect::<Vec<_>>(), ["tsk-2"]);
 }

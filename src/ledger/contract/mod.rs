@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::access_log::event::Event;
 use crate::ledger::books::{Books, Charge, ChargeState};
 use crate::ledger::{
-    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Existence, Ledger, NewSubmission, NextSweep, Settled,
+    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Existence, Ledger, NewSubmission, NextSweep, Pick, Settled,
     Settlement, Usage, Work,
 };
 use crate::principal::Principal;
@@ -55,6 +55,13 @@ macro_rules! suite {
                 a_comparison_brings_up_who_was_held_lately_and_is_remembered
                 every_repeated_move_on_a_workflow_changes_nothing
                 a_gap_is_noted_once_and_concerns_its_own_time
+                an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_a_kill
+                an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_its_lease
+                a_row_that_comes_late_under_a_request_id_that_is_used_up_is_there_all_the_same
+                a_retry_ends_though_runmesh_goes_on_refusing
+                a_match_whose_submission_made_another_workflow_is_undone
+                evidence_during_a_question_that_ends_in_a_hold_is_acted_on
+                a_charge_that_lost_its_owner_while_it_was_posted_is_held_after_its_lease
             }
             work {
                 evidence_of_an_end_brings_a_task_up_soon_and_a_touch_only_when_nothing_is_planned
@@ -77,7 +84,7 @@ macro_rules! suite {
                 a_repeated_word_of_runmeshs_changes_nothing
                 usage_that_an_answer_reports_is_a_charge_at_once_and_each_execution_one
                 usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_not_lost
-                a_lone_claim_is_what_was_tried_least
+                a_probe_is_what_was_tried_least
             }
             books {
                 everything_is_counted_by_state_with_its_oldest_and_summed_exactly
@@ -233,13 +240,13 @@ impl<S: Store> Fixture<S> {
 
     /// Ends the sweeping of all workflows that are due.
     pub async fn settle_workflows(&self, second: i64) {
-        for due in self.ledger().claim_workflows(at(second), LEASE, 10).await.expect("claimed") {
+        for due in self.ledger().claim_workflows(at(second), LEASE, Pick::Due(10)).await.expect("claimed") {
             self.ledger().swept(&due, NextSweep::Settled, Existence::Known, at(second)).await.expect("committed");
         }
     }
 
     pub async fn due_charges(&self, second: i64) -> Vec<DueCharge> {
-        self.ledger().claim_charges(at(second), LEASE, 10).await.expect("claimed")
+        self.ledger().claim_charges(at(second), LEASE, Pick::Due(10)).await.expect("claimed")
     }
 
     pub async fn backlog(&self) -> Backlog {

@@ -1,11 +1,14 @@
 //! Whose a workflow is, and what that does to its charges.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::ledger::books::Retry;
 
 pub async fn a_task_waits_until_its_workflows_owner_has_been_looked_for<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Deferred);
-    let due = fixture.ledger().claim_workflows(at(10), LEASE, 10).await.expect("claimed");
+    let due = fixture.ledger().claim_workflows(at(10), LEASE, Pick::Due(10)).await.expect("claimed");
     assert!(matches!(due.as_slice(), [DueWorkflow { is_new: true, needs_owner: true, .. }]), "{due:?}");
     fixture.submitted("sub-x", "alice", "wfl-1", 11).await;
     // Nobody has told Alice's e-mail yet.
@@ -53,7 +56,7 @@ pub async fn what_is_older_than_the_ledger_is_not_billed_unless_the_log_says_it_
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Ignored);
     assert_eq!(fixture.backlog().await, Backlog::default());
     fixture.workflow("wfl-1", &alice()).await;
-    let due = fixture.ledger().claim_tasks(at(10), LEASE, 10).await.expect("claimed");
+    let due = fixture.ledger().claim_tasks(at(10), LEASE, Pick::Due(10)).await.expect("claimed");
     assert_eq!(due.first().map(|due| due.task_id.as_str()), Some("tsk-1"));
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
 }
@@ -76,7 +79,7 @@ pub async fn an_owner_that_the_log_corrects_while_the_charge_is_posted_gets_it_w
 pub async fn a_task_of_a_workflow_that_flowmesh_forgot_is_held_and_not_asked_after_for_ever<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(1)))], at(1)).await.expect("noted");
-    let due = fixture.ledger().claim_workflows(at(1), LEASE, 10).await.expect("claimed").remove(0);
+    let due = fixture.ledger().claim_workflows(at(1), LEASE, Pick::Due(10)).await.expect("claimed").remove(0);
     fixture.ledger().swept(&due, NextSweep::Gone, Existence::Unknown, at(2)).await.expect("committed");
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, Settled::Held { reason: "no_owner" });
 }
@@ -138,4 +141,101 @@ pub async fn a_gap_is_noted_once_and_concerns_its_own_time<S: Store>() {
     for (since, until, expected) in [(0, 9, false), (0, 10, true), (12, 13, true), (20, 30, true), (21, 30, false)] {
         assert_eq!(ledger.has_gap(at(since), at(until)).await.expect("read"), expected, "{since} to {until}");
     }
+}
+
+pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_a_kill<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let submission = fixture.submit(&bob(), "r1", 1).await;
+    fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
+    let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
+    fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("bob"));
+    assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
+    fixture.submit(&alice(), "r2", 11).await;
+    fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
+    let fixture = Fixture { store: fixture.store.killed_and_restarted().await };
+    assert_eq!(fixture.due_charges(20).await, []);
+    assert_eq!(fixture.due_charges(20).await[0].principal_id, "alice");
+}
+
+pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_its_lease<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let submission = fixture.submit(&bob(), "r1", 1).await;
+    fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
+    let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
+    fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
+    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("bob"));
+    assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
+    fixture.submit(&alice(), "r2", 11).await;
+    fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
+    assert_eq!(fixture.due_charges(100).await, []);
+    assert_eq!(fixture.due_charges(100).await[0].principal_id, "alice");
+}
+
+pub async fn a_row_that_comes_late_under_a_request_id_that_is_used_up_is_there_all_the_same<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let first = fixture.submit(&alice(), "r1", 1).await;
+    fixture.submitted(&first, "alice", "wfl-1", 2).await;
+    let event = Event::SubmissionOpened {
+        submission_id: "sub-2".into(),
+        principal: Arc::new(alice()),
+        request_id: "r1".into(),
+        at: at(300),
+    };
+    fixture.ledger().record(&[event], at(301)).await.expect("committed");
+    assert!(fixture.books().submission("sub-2").await.expect("read").is_some());
+}
+
+pub async fn a_retry_ends_though_runmesh_goes_on_refusing<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    fixture.due_charges(11).await;
+    fixture.ledger().post_rejected("tsk-1", "status 400").await.expect("committed");
+    let mut rounds = 0;
+    // As `ledger retry --rejected` does, with one `now`, while `serve` posts and Runmesh goes on refusing.
+    let mut after = i64::MIN;
+    while let Some(last) = fixture.books().retry(Retry::Rejected, after, at(20), 100).await.expect("committed").last() {
+        after = last.number;
+        rounds += 1;
+        assert!(rounds < 1000, "it never ends");
+        fixture.due_charges(20).await;
+        fixture.ledger().post_rejected("tsk-1", "status 400").await.expect("committed");
+    }
+}
+
+pub async fn a_match_whose_submission_made_another_workflow_is_undone<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let submission = fixture.submit(&alice(), "r1", 1).await;
+    fixture.ledger().note_workflows(&[("wfl-x".into(), Some(at(2)))], at(2)).await.expect("noted");
+    let matched = Attribution::Matched { submission_id: submission.clone(), principal_id: "alice".into() };
+    fixture.ledger().attribute("wfl-x", &matched, Some(at(2)), at(3)).await.expect("committed");
+    // The log: it made another one.
+    fixture.submitted(&submission, "alice", "wfl-y", 30).await;
+    let settled = fixture.settle("tsk-x", "wfl-x", "wrk-1").await;
+    assert_eq!(settled, Settled::Held { reason: "no_owner" });
+}
+
+pub async fn evidence_during_a_question_that_ends_in_a_hold_is_acted_on<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let ended = [Event::TaskEnded { task_id: "tsk-1".into() }];
+    fixture.ledger().record(&ended, at(1)).await.expect("committed");
+    let due = fixture.ledger().claim_tasks(at(10), LEASE, Pick::Due(1)).await.expect("claimed").remove(0);
+    fixture.ledger().record(&ended, at(11)).await.expect("committed");
+    fixture.ledger().hold_task(&due, "odd", at(3600), at(12)).await.expect("committed");
+    let next = fixture.ledger().next_due(Work::Tasks).await.expect("read").expect("due");
+    assert!(next <= at(12), "{next}");
+}
+
+pub async fn a_charge_that_lost_its_owner_while_it_was_posted_is_held_after_its_lease<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let submission = fixture.submit(&alice(), "r1", 1).await;
+    fixture.ledger().note_workflows(&[("wfl-x".into(), Some(at(2)))], at(2)).await.expect("noted");
+    let matched = Attribution::Matched { submission_id: submission.clone(), principal_id: "alice".into() };
+    fixture.ledger().attribute("wfl-x", &matched, Some(at(2)), at(3)).await.expect("committed");
+    assert_eq!(fixture.settle("tsk-x", "wfl-x", "wrk-1").await, charged("alice"));
+    assert_eq!(fixture.due_charges(10).await.len(), 1);
+    fixture.submitted(&submission, "alice", "wfl-y", 11).await;
+    assert_eq!(fixture.due_charges(100).await, []);
+    assert_eq!(fixture.state_of("tsk-x").await, ChargeState::Held);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::ledger::books::Retry;
 
 async fn retried<S: Store>(fixture: &Fixture<S>, which: Retry<'_>, second: i64) -> Vec<(String, ChargeState)> {
-    let retried = fixture.books().retry(which, at(second), 100).await.expect("committed");
+    let retried = fixture.books().retry(which, i64::MIN, at(second), 100).await.expect("committed");
     let mut retried: Vec<_> = retried.into_iter().map(|charge| (charge.task_id, charge.from)).collect();
     retried.sort_by(|left, right| left.0.cmp(&right.0));
     retried
@@ -48,7 +48,10 @@ pub async fn many_are_retried_in_parts_until_none_is_left<S: Store>() {
         fixture.ledger().post_rejected(&task, "no").await.expect("committed");
     }
     for expected in [3, 3, 1, 0] {
-        assert_eq!(fixture.books().retry(Retry::Rejected, at(20), 3).await.expect("committed").len(), expected);
+        assert_eq!(
+            fixture.books().retry(Retry::Rejected, i64::MIN, at(20), 3).await.expect("committed").len(),
+            expected
+        );
     }
     assert_eq!(fixture.due_charges(20).await.len(), 7);
 }
@@ -64,6 +67,6 @@ pub async fn a_rejected_charge_whose_owner_was_corrected_goes_to_the_new_one<S: 
     fixture.submit(&alice(), "r2", 4).await;
     fixture.submitted("sub-r2", "alice", "wfl-1", 5).await;
     assert_eq!(fixture.state_of("tsk-1").await, ChargeState::Rejected);
-    fixture.books().retry(Retry::Rejected, at(20), 10).await.expect("committed");
+    fixture.books().retry(Retry::Rejected, i64::MIN, at(20), 10).await.expect("committed");
     assert_eq!(fixture.due_charges(20).await[0].principal_id, "alice");
 }

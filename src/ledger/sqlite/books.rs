@@ -276,9 +276,9 @@ impl Books for SqliteBooks {
         rows.iter().map(task).collect()
     }
 
-    async fn retry(&self, which: Retry<'_>, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error> {
+    async fn retry(&self, which: Retry<'_>, after: i64, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let retried = operator::retry(&mut tx, which, at, limit).await?;
+        let retried = operator::retry(&mut tx, which, after, at, limit).await?;
         tx.commit().await?;
         Ok(retried)
     }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
 
 use super::{by, ms, optional_time};
-use crate::ledger::{Backlog, DueCharge, Settled, Settlement, Usage};
+use crate::ledger::{Backlog, DueCharge, Pick, Settled, Settlement, Usage};
 
 /// Settles a task that is over.
 pub async fn settle(
@@ -131,9 +131,14 @@ async fn charge(
     })
 }
 
-/// Claims charges to post.
-pub async fn claim(pool: &SqlitePool, at: i64, until: i64, limit: u32) -> Result<Vec<DueCharge>, sqlx::Error> {
-    let order = by(limit, "attempts", "post_at");
+/// Claims charges to post, of workflows whose owner was not corrected while an earlier post was under way.
+pub async fn claim(
+    tx: &mut SqliteConnection,
+    at: Timestamp,
+    until: i64,
+    pick: Pick,
+) -> Result<Vec<DueCharge>, sqlx::Error> {
+    let (order, limit) = by(pick, "attempts", "post_at");
     let rows = sqlx::query(AssertSqlSafe(format!(
         "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
              SELECT task_id FROM charges
@@ -141,28 +146,53 @@ pub async fn claim(pool: &SqlitePool, at: i64, until: i64, limit: u32) -> Result
                AND principal_id IN (SELECT principal_id FROM principals WHERE email IS NOT NULL)
              ORDER BY {order} LIMIT ?3)
          RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
+             (SELECT owner.principal_id FROM workflows AS owner WHERE owner.workflow_id = charges.workflow_id) AS owner,
+             EXISTS (SELECT 1 FROM workflows WHERE workflows.workflow_id = charges.workflow_id
+                     AND workflows.principal_id IS NULL) AS unowned,
              (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
     )))
-    .bind(at)
+    .bind(ms(at))
     .bind(until)
     .bind(limit)
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(DueCharge {
-                task_id: row.try_get("task_id")?,
-                workflow_id: row.try_get("workflow_id")?,
-                principal_id: row.try_get("principal_id")?,
-                email: row.try_get("email")?,
-                cost: row.try_get("cost")?,
-                duration_sec: row.try_get("duration_sec")?,
-                cost_per_hour: row.try_get("cost_per_hour")?,
-                task_status: row.try_get("task_status")?,
-                attempts: row.try_get("attempts")?,
-            })
-        })
-        .collect()
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let charge = DueCharge {
+            task_id: row.try_get("task_id")?,
+            workflow_id: row.try_get("workflow_id")?,
+            principal_id: row.try_get("principal_id")?,
+            email: row.try_get("email")?,
+            cost: row.try_get("cost")?,
+            duration_sec: row.try_get("duration_sec")?,
+            cost_per_hour: row.try_get("cost_per_hour")?,
+            task_status: row.try_get("task_status")?,
+            attempts: row.try_get("attempts")?,
+        };
+        let owner: Option<String> = row.try_get("owner")?;
+        match (&charge.workflow_id, owner) {
+            // Whoever posted it last died before the word of it: the next claim is the owner's.
+            (Some(workflow_id), Some(owner)) if owner != charge.principal_id => {
+                sqlx::query("UPDATE charges SET leased_until = 0 WHERE task_id = ?")
+                    .bind(&charge.task_id)
+                    .execute(&mut *tx)
+                    .await?;
+                super::work::release(tx, workflow_id, at).await?;
+            }
+            // Likewise, and it has lost its owner meanwhile.
+            _ if row.try_get("unowned")? => {
+                sqlx::query(
+                    "UPDATE charges SET leased_until = 0, state = 'held', hold_reason = 'no_owner', principal_id = NULL
+                     WHERE task_id = ?",
+                )
+                .bind(&charge.task_id)
+                .execute(&mut *tx)
+                .await?;
+            }
+            _ => claimed.push(charge),
+        }
+    }
+    Ok(claimed)
 }
 
 /// Runmesh has it.

@@ -10,7 +10,7 @@ use super::{SqliteLedger, by, charges, ms, optional_time, retention, submissions
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
-    OpenSubmission, Pruned, Settled, Settlement, Work,
+    OpenSubmission, Pick, Pruned, Settled, Settlement, Work,
 };
 
 /// How many workflows of a list are looked up, and noted, at once.
@@ -107,8 +107,8 @@ impl Ledger for SqliteLedger {
         Ok(sqlx::query_scalar(overlaps).bind(ms(since)).bind(ms(until)).fetch_one(&self.read).await?)
     }
 
-    async fn claim_workflows(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueWorkflow>, Error> {
-        let order = by(limit, "sweeps", "sweep_at");
+    async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error> {
+        let (order, limit) = by(pick, "sweeps", "sweep_at");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
                  SELECT workflow_id FROM workflows
@@ -198,8 +198,8 @@ impl Ledger for SqliteLedger {
         Ok(())
     }
 
-    async fn claim_tasks(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueTask>, Error> {
-        let order = by(limit, "attempts", "settle_at");
+    async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
+        let (order, limit) = by(pick, "attempts", "settle_at");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
                  SELECT task_id FROM tasks
@@ -273,8 +273,11 @@ impl Ledger for SqliteLedger {
         Ok(sqlx::query_scalar(held).fetch_all(&self.read).await?)
     }
 
-    async fn claim_charges(&self, at: Timestamp, lease: Duration, limit: u32) -> Result<Vec<DueCharge>, Error> {
-        Ok(charges::claim(&self.write, ms(at), until(at, lease), limit).await?)
+    async fn claim_charges(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueCharge>, Error> {
+        let mut tx = self.begin().await?;
+        let claimed = charges::claim(&mut tx, at, until(at, lease), pick).await?;
+        tx.commit().await?;
+        Ok(claimed)
     }
 
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use crate::ledger::books::{Named, Naming, Retried, Retry};
 pub async fn retry(
     tx: &mut SqliteConnection,
     which: Retry<'_>,
+    after: i64,
     at: Timestamp,
     limit: u32,
 ) -> Result<Vec<Retried>, Error> {
@@ -24,12 +25,17 @@ pub async fn retry(
         Retry::Rejected => (REJECTED.to_owned(), ""),
         Retry::All => (format!("({REJECTED} OR {LATER})"), ""),
     };
-    let select = format!("SELECT task_id, state, principal_id, cost FROM charges WHERE {condition} LIMIT ?2");
-    let rows = sqlx::query(AssertSqlSafe(select)).bind(ms(at)).bind(limit).bind(task).fetch_all(&mut *tx).await?;
+    let select = format!(
+        "SELECT rowid, task_id, state, principal_id, cost FROM charges
+         WHERE {condition} AND rowid > ?4 ORDER BY rowid LIMIT ?2"
+    );
+    let rows =
+        sqlx::query(AssertSqlSafe(select)).bind(ms(at)).bind(limit).bind(task).bind(after).fetch_all(&mut *tx).await?;
     let retried = rows
         .iter()
         .map(|row| {
             Ok(Retried {
+                number: row.try_get("rowid")?,
                 task_id: row.try_get("task_id")?,
                 from: books::state(row.try_get("state")?)?,
                 principal_id: row.try_get("principal_id")?,

@@ -14,6 +14,8 @@ use crate::settlement::attribution::{CLOCK_SKEW, LONGEST_SUBMISSION};
 
 /// Rows in one transaction at most: a submission waits for the ledger meanwhile.
 const AT_ONCE: u32 = 500;
+/// Things judged in one transaction at most: a workflow with all its tasks, a submission with every held workflow.
+const JUDGED_AT_ONCE: u32 = 20;
 /// How much older than `pruned_before` by our clock is what goes: FlowMesh's clock decides whether it is ignored.
 const MARGIN: SignedDuration = SignedDuration::from_hours(24);
 /// How long looking for a workflow's owner takes when all is well.
@@ -32,7 +34,7 @@ const SUBMISSION_IS_OVER: &str = "state <> 'open'
 /// It can match no more, and no held workflow has it for a candidate.
 const SUBMISSION_IS_LOST: &str = "state = 'open'
     AND NOT EXISTS (SELECT 1 FROM workflows WHERE attribution = 'held' AND workflows.state <> 'ignored'
-                    AND submitted_at BETWEEN opened_at - ?3 AND COALESCE(ended_at, opened_at) + ?4)";
+                    AND (submitted_at IS NULL OR submitted_at BETWEEN opened_at - ?3 AND COALESCE(ended_at, opened_at) + ?4))";
 const TASK_IS_NOBODYS: &str = "workflow_id IS NULL AND state = 'settled'
     AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.task_id = tasks.task_id)";
 
@@ -131,7 +133,7 @@ impl Pruning<'_> {
     ) -> Result<Option<String>, sqlx::Error> {
         let select = format!(
             "SELECT {time}, {id} FROM {table} WHERE ({time}, {id}) > (?5, ?6) AND {time} < ?1 AND {is_over}
-             ORDER BY {time}, {id} LIMIT {AT_ONCE}"
+             ORDER BY {time}, {id} LIMIT {JUDGED_AT_ONCE}"
         );
         let found: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(select))
             .bind(ms(self.before - MARGIN))

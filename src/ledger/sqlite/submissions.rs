@@ -90,7 +90,11 @@ pub async fn open_late(
     // Its log entry may have been faster.
     sqlx::query(
         "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
-         SELECT ?1, ?2, ?3, ?4, made, IIF(made IS NULL, 'open', 'resolved')
+         SELECT ?1, ?2,
+             -- An id that is used up cannot stand for another submission: that one goes by its own.
+             IIF(EXISTS (SELECT 1 FROM submissions WHERE principal_id = ?2 AND request_id = ?3
+                         AND (state <> 'open' OR opened_at < ?5)), ?1, ?3), ?4,
+             made, IIF(made IS NULL, 'open', 'resolved')
          FROM (SELECT (SELECT workflow_id FROM workflows WHERE submission_id = ?1 LIMIT 1) AS made) WHERE true
          ON CONFLICT DO NOTHING",
     )
@@ -98,6 +102,7 @@ pub async fn open_late(
     .bind(&principal.id)
     .bind(request_id)
     .bind(ms(opened))
+    .bind(ms(opened - REPEATED_WITHIN))
     .execute(tx)
     .await?;
     Ok(())
@@ -128,7 +133,7 @@ pub async fn resolve(
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "UPDATE submissions SET state = 'resolved', workflow_id = ?2, ended_at = COALESCE(ended_at, ?3)
-         WHERE submission_id = ?1 AND state <> 'resolved'",
+         WHERE submission_id = ?1 AND (state <> 'resolved' OR workflow_id IS NOT ?2)",
     )
     .bind(submission_id)
     .bind(workflow_id)

@@ -267,7 +267,8 @@ async fn a_ledger_that_somebody_keeps_locked_is_an_error_and_read_all_the_same()
     // With less patience than the real one has.
     let impatient = SqliteBooks::open_with(&path, Duration::from_millis(50)).await.expect("opens");
     let writing = fixture.store.ledger.begin().await.expect("begun");
-    let error = impatient.retry(crate::ledger::books::Retry::All, at(1), 1).await.expect_err("locked").to_string();
+    let error =
+        impatient.retry(crate::ledger::books::Retry::All, i64::MIN, at(1), 1).await.expect_err("locked").to_string();
     assert!(error.contains("database is locked"), "{error}");
     assert_eq!(impatient.standing().await.expect("read").charges[0].rows, 1);
     drop(writing);

@@ -30,6 +30,7 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             }
             submissions::see_principal(tx, principal_id, None, at).await?;
             submissions::resolve(tx, submission_id, workflow_id, *ended).await?;
+            unmatch_others(tx, submission_id, workflow_id, at).await?;
             own_workflow(tx, workflow_id, principal_id, submission_id, at).await
         }
         Event::SubmissionRefused { submission_id } => submissions::refuse(tx, submission_id).await,
@@ -154,6 +155,37 @@ async fn own_workflow(
     .execute(&mut *tx)
     .await?;
     release(tx, workflow_id, at).await
+}
+
+/// One submission makes one workflow: another that was matched with it is somebody else's, and its owner is looked for again.
+async fn unmatch_others(
+    tx: &mut SqliteConnection,
+    submission_id: &str,
+    workflow_id: &str,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    let others: Vec<String> = sqlx::query_scalar(
+        "UPDATE workflows SET principal_id = NULL, submission_id = NULL, attribution = 'held',
+             hold_reason = 'the submission it was matched with made another workflow',
+             heard = heard + 1, sweep_at = ?3, state = IIF(state = 'settled', 'open', state)
+         WHERE submission_id = ?1 AND workflow_id <> ?2 AND attribution = 'matched' RETURNING workflow_id",
+    )
+    .bind(submission_id)
+    .bind(workflow_id)
+    .bind(ms(at))
+    .fetch_all(&mut *tx)
+    .await?;
+    for other in others {
+        sqlx::query(
+            "UPDATE charges SET principal_id = NULL, state = 'held', hold_reason = 'no_owner'
+             WHERE workflow_id = ?1 AND (state = 'held' OR (state = 'pending' AND leased_until <= ?2))",
+        )
+        .bind(other)
+        .bind(ms(at))
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Notes a workflow that FlowMesh has, also one that it seemed to have forgotten. Returns 1 when it was news.
@@ -296,7 +328,8 @@ pub async fn hold_task(
     at: Timestamp,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3, settle_at = ?2, hold_reason = ?4,
+        "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3,
+             settle_at = IIF(heard = ?5, ?2, MIN(settle_at, ?3)), hold_reason = ?4,
              unknown_since = NULL
          WHERE task_id = ?1 AND state = 'open'",
     )
@@ -304,6 +337,7 @@ pub async fn hold_task(
     .bind(ms(again))
     .bind(ms(at))
     .bind(reason)
+    .bind(due.heard)
     .execute(tx)
     .await?;
     Ok(())

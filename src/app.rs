@@ -47,10 +47,10 @@ use crate::upstream::{CallError, Http};
 
 /// The clients of the systems on the other side.
 pub struct Upstreams {
-    lum_id: LumId,
-    flowmesh: FlowMesh,
+    pub lum_id: LumId,
+    pub flowmesh: FlowMesh,
     /// Absent without billing.
-    runmesh: Option<Runmesh>,
+    pub runmesh: Option<Runmesh>,
 }
 
 impl Upstreams {

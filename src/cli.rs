@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod check_config;
 mod ledger;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -7,13 +8,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::app::{App, Upstreams};
-use crate::config::{Config, Options};
+use crate::app::App;
+use crate::config::{Config, Options, Origins};
 use crate::envoy_config::{self, Addresses, TlsFlags};
 use crate::telemetry;
-use crate::tls::Certificates;
 use crate::upstream::Http;
 
 /// lum.id identity, Runmesh balance preflight, supplier attribution and billing for an unmodified FlowMesh, beside Envoy.
@@ -30,8 +30,8 @@ pub struct Cli {
 enum Command {
     /// Answer Envoy's Checks, take its access log, bill (the default)
     Serve,
-    /// Validate the settings and print the effective values, secrets masked
-    CheckConfig,
+    /// Print the effective values with the origin of each, secrets masked, and check whether `serve` could start
+    CheckConfig(check_config::Flags),
     /// Print a complete Envoy bootstrap
     EnvoyConfig(Box<EnvoyConfig>),
     /// Ask a running Tollgate whether it is ready; the exit code tells
@@ -59,6 +59,17 @@ struct EnvoyConfig {
     tls: TlsFlags,
 }
 
+impl Cli {
+    /// Reads this process's command line, and where each setting came from. Ends the process where that is the answer.
+    #[must_use]
+    pub fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        cli.options.origins = Origins::read(&matches);
+        cli
+    }
+}
+
 /// Runs a command.
 ///
 /// # Errors
@@ -71,19 +82,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             print!("{}", envoy_config::render(&addresses)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::CheckConfig => {
-            let config = config(cli.options)?;
-            // A machine without certificates is as good a reason not to start as a wrong value.
-            Upstreams::new(&config)?;
-            config.tls.as_ref().map(Certificates::load).transpose()?;
-            for (variable, value) in config.describe() {
-                println!("{variable}={value}");
-            }
-            for warning in &config.warnings {
-                eprintln!("warning: {warning}");
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::CheckConfig(flags) => block_on(check_config::run(&flags, config(cli.options)?)),
         Command::Healthcheck => block_on(healthcheck(config(cli.options)?)),
         Command::Ledger(command) => {
             // Nothing but the file: no secret, no address.

@@ -4,6 +4,7 @@
 //! what `VAR=${VAR:-}` in a compose file gives. A wrong value is one [`Error`] that names the variable; what is risky
 //! but allowed is a line in [`Config::warnings`]. Past this module nothing reads the environment.
 
+mod describe;
 mod limits;
 mod listen;
 mod options;
@@ -15,26 +16,10 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
+pub use describe::{Origin, Origins, Setting};
 pub use limits::Limits;
 pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use options::Options;
-
-/// Environment variables with Tollgate's prefix that this version reads, to warn about any other.
-const OWN_VARIABLES: [&str; 13] = [
-    "TOLLGATE_GRPC_LISTEN",
-    TLS_CERT,
-    TLS_KEY,
-    TLS_CLIENT_CA,
-    "TOLLGATE_INSECURE_LISTEN",
-    "TOLLGATE_ADMIN_LISTEN",
-    "TOLLGATE_LEDGER",
-    "TOLLGATE_RETENTION_DAYS",
-    "TOLLGATE_FORWARD_AUTHORIZATION",
-    "TOLLGATE_RECONCILE_INTERVAL_SECS",
-    "TOLLGATE_RECONCILE_GRACE_SECS",
-    "TOLLGATE_LOG",
-    "TOLLGATE_LOG_FORMAT",
-];
 
 /// A setting that cannot be used. Displays as one line that names the variable.
 #[derive(Debug, thiserror::Error)]
@@ -97,14 +82,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// What was given and does not show in what Tollgate runs with.
+#[derive(Debug, Clone)]
+struct Given {
+    /// Also where the secret is missing.
+    runmesh: Option<BaseUrl>,
+    /// Whether there is one, also where the URL is missing.
+    secret: bool,
+    /// Also without billing.
+    guard: bool,
+    insecure_listen: bool,
+}
+
 /// What Tollgate runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub lum_id_base_url: BaseUrl,
     /// `None`: no ledger is opened, no log entry is asked for, nothing is posted.
     pub billing: Option<Billing>,
-    /// What `RUNMESH_BILLING_BASE_URL` and the secret were, also where the other one is missing.
-    given_for_billing: (Option<BaseUrl>, bool),
+    given: Given,
+    origins: Origins,
     /// Whether submissions pass a preflight; never true without billing.
     pub balance_guard: bool,
     /// Stamped as `x-flowmesh-org-id`; visible ASCII.
@@ -145,7 +142,9 @@ impl Config {
             options.flowmesh_bridge_secret,
             options.flowmesh_bridge_secret_file,
         )?;
-        let given_for_billing = (runmesh.clone(), secret.is_some());
+        let guard = on_off("LUMID_BALANCE_GUARD", options.lumid_balance_guard)?;
+        let insecure = on_off("TOLLGATE_INSECURE_LISTEN", options.insecure_listen)?;
+        let was_given = Given { runmesh: runmesh.clone(), secret: secret.is_some(), guard, insecure_listen: insecure };
         let billing = match (runmesh, secret) {
             (Some(base_url), Some(secret)) => Some(Billing { base_url, secret }),
             (Some(_), None) => {
@@ -158,11 +157,9 @@ impl Config {
             }
             (None, None) => None,
         };
-        let guard = on_off("LUMID_BALANCE_GUARD", options.lumid_balance_guard)?;
         if guard && billing.is_none() {
             warnings.push("LUMID_BALANCE_GUARD is on, but without billing there is nothing to ask".to_owned());
         }
-        let insecure = on_off("TOLLGATE_INSECURE_LISTEN", options.insecure_listen)?;
         let tls = listen::tls_files(options.tls_cert, options.tls_key, options.tls_client_ca)?;
         let grpc_listen = listen::grpc_listen(options.grpc_listen, tls.as_ref(), insecure, &mut warnings)?;
         let stale_if_error = seconds("LUMID_STALE_IF_ERROR_SECS", options.lumid_stale_if_error_secs, 0, 0..=86_400)?;
@@ -194,7 +191,8 @@ impl Config {
             lum_id_base_url,
             balance_guard: guard && billing.is_some(),
             billing,
-            given_for_billing,
+            given: was_given,
+            origins: options.origins,
             org_id: org_id(options.lumid_org_id)?,
             stale_if_error,
             flowmesh: Flowmesh {
@@ -240,50 +238,6 @@ impl Config {
     /// When the setting cannot be used.
     pub fn ledger_path(options: &Options) -> Result<PathBuf, Error> {
         ledger(options.ledger.clone())
-    }
-
-    /// Adds a warning for each variable with Tollgate's prefix that this version does not read.
-    #[must_use]
-    pub fn warn_of_unknown(mut self, names: impl Iterator<Item = String>) -> Self {
-        for name in names.filter(|name| name.starts_with("TOLLGATE_") && !OWN_VARIABLES.contains(&name.as_str())) {
-            self.warnings.push(format!("{name} is set, but this version knows no such variable"));
-        }
-        self
-    }
-
-    /// The effective values, one per variable, secrets masked.
-    #[must_use]
-    pub fn describe(&self) -> Vec<(&'static str, String)> {
-        let masked = |present: bool| if present { "********" } else { "" }.to_owned();
-        let on = |on: bool| if on { "on" } else { "off" }.to_owned();
-        let tls = |file: fn(&TlsFiles) -> &PathBuf| {
-            self.tls.as_ref().map(|files| file(files).display().to_string()).unwrap_or_default()
-        };
-        vec![
-            ("LUM_ID_BASE_URL", self.lum_id_base_url.0.clone()),
-            (
-                "RUNMESH_BILLING_BASE_URL",
-                self.given_for_billing.0.as_ref().map(|url| url.0.clone()).unwrap_or_default(),
-            ),
-            ("FLOWMESH_BRIDGE_SECRET", masked(self.given_for_billing.1)),
-            ("LUMID_BALANCE_GUARD", on(self.balance_guard)),
-            ("LUMID_ORG_ID", self.org_id.clone()),
-            ("LUMID_STALE_IF_ERROR_SECS", self.stale_if_error.as_secs().to_string()),
-            ("FLOWMESH_BASE_URL", self.flowmesh.base_url.0.clone()),
-            ("FLOWMESH_API_KEY", masked(self.flowmesh.api_key.is_some())),
-            ("TOLLGATE_GRPC_LISTEN", self.grpc_listen.to_string()),
-            (TLS_CERT, tls(|files| &files.cert)),
-            (TLS_KEY, tls(|files| &files.key)),
-            (TLS_CLIENT_CA, tls(|files| &files.client_ca)),
-            ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
-            ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
-            ("TOLLGATE_RETENTION_DAYS", (self.retention.as_secs() / SECONDS_A_DAY).to_string()),
-            ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),
-            ("TOLLGATE_RECONCILE_INTERVAL_SECS", self.reconcile_interval.as_secs().to_string()),
-            ("TOLLGATE_RECONCILE_GRACE_SECS", self.reconcile_grace.as_secs().to_string()),
-            ("TOLLGATE_LOG", self.log.clone()),
-            ("TOLLGATE_LOG_FORMAT", if self.log_format == LogFormat::Json { "json" } else { "text" }.to_owned()),
-        ]
     }
 }
 

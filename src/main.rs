@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use tollgate::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    match cli::run(Cli::parse()) {
+    match cli::run(Cli::read()) {
         Ok(code) => code,
         Err(error) => {
             // One line: the causes are part of the sentence.

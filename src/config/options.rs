@@ -1,5 +1,7 @@
 //! The flags and environment variables, as they are given. The docs of the fields are the texts of `--help`.
 
+use super::Origins;
+
 /// Settings as they were given, before validation.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Settings")]
@@ -73,4 +75,6 @@ pub struct Options {
     /// `text` for people, `json` for machines [default: text]
     #[arg(long, global = true, env = "TOLLGATE_LOG_FORMAT", value_name = "text|json")]
     pub log_format: Option<String>,
+    #[arg(skip)]
+    pub origins: Origins,
 }

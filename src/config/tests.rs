@@ -110,10 +110,52 @@ fn a_secret_comes_from_a_file_without_its_newline_but_not_from_both_places() {
 }
 
 #[test]
-fn an_unknown_variable_with_our_prefix_is_warned_about() {
-    let names = ["TOLLGATE_TLS_CERTS", "TOLLGATE_TLS_CERT", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
-    let config = parse(|_| {}).expect("valid").warn_of_unknown(names.into_iter());
-    assert_eq!(config.warnings, ["TOLLGATE_TLS_CERTS is set, but this version knows no such variable"]);
+fn an_unknown_variable_with_our_prefix_is_warned_about_with_the_name_that_was_meant() {
+    for (name, meant) in [
+        ("TOLLGATE_TLS_CERTS", "; did you mean TOLLGATE_TLS_CERT?"),
+        ("TOLLGATE_LOG_FROMAT", "; did you mean TOLLGATE_LOG_FORMAT?"),
+        ("TOLLGATE_LUMID_ORG_ID", "; did you mean LUMID_ORG_ID?"),
+        ("TOLLGATE_SPEED", ""),
+    ] {
+        let names = [name, "TOLLGATE_TLS_CERT", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_LOG", "PATH"].map(str::to_owned);
+        let config = parse(|_| {}).expect("valid").warn_of_unknown(names.into_iter());
+        assert_eq!(config.warnings, [format!("{name} is set, but this version knows no such variable{meant}")]);
+    }
+}
+
+#[test]
+fn every_variable_is_described_once_and_a_secret_file_under_the_name_of_its_secret() {
+    use clap::Args;
+    let command = Options::augment_args(clap::Command::new(""));
+    let variables = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+    let mut expected: Vec<&str> = variables.filter(|variable| !variable.ends_with("_FILE")).collect();
+    let mut described: Vec<&str> = parse(|_| {}).expect("valid").describe().iter().map(|s| s.variable).collect();
+    expected.sort_unstable();
+    described.sort_unstable();
+    assert_eq!(described, expected);
+}
+
+#[test]
+fn a_value_has_the_origin_that_it_came_from() {
+    use clap::Args;
+    let file = tempfile::NamedTempFile::new().expect("temp file");
+    std::fs::write(file.path(), "hunter2").expect("written");
+    let path = file.path().to_str().expect("text");
+    let command = Options::augment_args(clap::Command::new("tollgate")).mut_args(|argument| argument.env(None::<&str>));
+    let flags = ["tollgate", "--lumid-org-id", "x", "--log", "", "--flowmesh-bridge-secret-file", path];
+    let matches = command.get_matches_from(flags);
+    let config = parse(|o| {
+        o.lumid_org_id = some("x");
+        o.lumid_balance_guard = some("on");
+        o.flowmesh_bridge_secret_file = some(path);
+        o.origins = Origins::read(&matches);
+    });
+    let described = config.expect("valid").describe();
+    let line = |variable: &str| described.iter().find(|s| s.variable == variable).expect("described").to_string();
+    assert_eq!(line("LUMID_ORG_ID"), "LUMID_ORG_ID=x  # flag");
+    assert_eq!(line("TOLLGATE_LOG"), "TOLLGATE_LOG=info  # default");
+    assert_eq!(line("FLOWMESH_BRIDGE_SECRET"), format!("FLOWMESH_BRIDGE_SECRET=********  # file {path}"));
+    assert_eq!(line("LUMID_BALANCE_GUARD"), "LUMID_BALANCE_GUARD=off  # because billing is off");
 }
 
 /// Sets all three files of mTLS; whether they exist is not asked here.
@@ -136,7 +178,7 @@ fn with_mtls_an_open_listener_needs_no_asking_and_is_no_risk() {
         let described = config.describe();
         for (variable, path) in [(TLS_CERT, "/tls/cert.pem"), (TLS_KEY, "/tls/key.pem"), (TLS_CLIENT_CA, "/tls/ca.pem")]
         {
-            assert!(described.contains(&(variable, path.to_owned())), "{described:?}");
+            assert!(described.iter().any(|s| s.variable == variable && s.value == path), "{described:?}");
         }
     }
     let error = parse(|o| o.grpc_listen = some("0.0.0.0:9001")).expect_err("open");

@@ -25,7 +25,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, Row, Sqlite, Transaction};
 
-pub use books::SqliteBooks;
+pub use books::{Found, SqliteBooks};
 
 use super::{Error, Pick};
 

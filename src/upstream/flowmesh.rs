@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use reqwest::StatusCode;
+use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Number;
@@ -149,6 +149,15 @@ impl FlowMesh {
         self.get(&self.http.with_limit(limit), &format!("/api/v1/workers/{worker_id}"), LOOKUP_LIMIT).await
     }
 
+    /// Whether FlowMesh answers at all. It does so to anybody.
+    ///
+    /// # Errors
+    /// As [`FlowMesh::task`].
+    pub async fn healthy(&self) -> Result<(), CallError> {
+        let response = self.send(&self.http, &self.config.base_url.join("/healthz")).await?;
+        if response.status() == StatusCode::OK { Ok(()) } else { Err(CallError::of_status(&response)) }
+    }
+
     /// A list without the items that are not as agreed: one odd item must not hide all the others.
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
         let items: Vec<Box<RawValue>> = self.get(&self.http, path, LIST_LIMIT).await?.ok_or(NOT_FOUND)?;
@@ -161,14 +170,16 @@ impl FlowMesh {
         Ok(read)
     }
 
+    async fn send(&self, http: &Http, url: &str) -> Result<Response, CallError> {
+        http.send(|client| match &self.config.api_key {
+            Some(key) => client.get(url).bearer_auth(expose(key)),
+            None => client.get(url),
+        })
+        .await
+    }
+
     async fn get<T: DeserializeOwned>(&self, http: &Http, path: &str, size: usize) -> Result<Option<T>, CallError> {
-        let url = self.config.base_url.join(path);
-        let response = http
-            .send(|client| match &self.config.api_key {
-                Some(key) => client.get(&url).bearer_auth(expose(key)),
-                None => client.get(&url),
-            })
-            .await?;
+        let response = self.send(http, &self.config.base_url.join(path)).await?;
         match response.status() {
             StatusCode::OK => Ok(Some(serde_json::from_slice(&read_bounded(response, size).await?)?)),
             StatusCode::NOT_FOUND => {

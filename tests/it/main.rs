@@ -17,6 +17,7 @@ mod identity;
 mod killpoints;
 mod log_service;
 mod mtls;
+mod operating;
 mod operator;
 mod paths;
 mod privacy;

@@ -318,7 +318,7 @@ fn with_mtls_tollgate_may_listen_where_other_machines_reach_it() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     for (variable, path) in settings(dir.path()) {
-        assert!(said.contains(&format!("{variable}={path}\n")), "{said}");
+        assert!(said.contains(&format!("{variable}={path}  # environment\n")), "{said}");
     }
 }
 

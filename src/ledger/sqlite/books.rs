@@ -33,6 +33,17 @@ pub struct SqliteBooks {
     pool: SqlitePool,
 }
 
+/// What is where the ledger should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A ledger of this version.
+    Ready,
+    /// One that `serve` brings up to date.
+    Older,
+    /// Nothing yet.
+    Nothing,
+}
+
 impl SqliteBooks {
     /// Opens the ledger at `path`, which must exist and be of this version.
     ///
@@ -44,6 +55,41 @@ impl SqliteBooks {
 
     /// With a given patience for other writers.
     pub(super) async fn open_with(path: &Path, patience: Duration) -> Result<Self, Error> {
+        match Self::find(path, patience).await? {
+            (books, None) => Ok(books),
+            (books, Some(missing)) => {
+                books.close().await;
+                let reason = format!(
+                    "it is of an older version of Tollgate (its schema lacks step {missing}): start `tollgate serve` once"
+                );
+                Err(Error::Open { path: path.to_owned(), reason })
+            }
+        }
+    }
+
+    /// Whether `serve` could use what is at `path`, which is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Open`], in one line, when it could not.
+    pub async fn look(path: &Path) -> Result<Found, Error> {
+        let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
+        if matches!(std::fs::metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound) {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return if folder.is_dir() {
+                Ok(Found::Nothing)
+            } else {
+                Err(fail(format!("there is no folder {}", folder.display())))
+            };
+        }
+        let (books, missing) = Self::find(path, BUSY_TIMEOUT).await?;
+        books.close().await;
+        // SQLite is content to read only; `serve` is not.
+        std::fs::OpenOptions::new().append(true).open(path).map_err(|error| fail(error.to_string()))?;
+        Ok(if missing.is_some() { Found::Older } else { Found::Ready })
+    }
+
+    /// Opens a ledger of this version or an older one, of which it tells the first step of the schema that is missing.
+    async fn find(path: &Path, patience: Duration) -> Result<(Self, Option<i64>), Error> {
         let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
         match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -64,8 +110,8 @@ impl SqliteBooks {
             .busy_timeout(patience);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
         let pool = pool.map_err(|error| fail(why(&error)))?;
-        check_version(&pool).await.map_err(fail)?;
-        Ok(Self { pool })
+        let missing = missing_step(&pool).await.map_err(fail)?;
+        Ok((Self { pool }, missing))
     }
 
     /// Waits until the file is closed.
@@ -89,8 +135,8 @@ fn why(error: &sqlx::Error) -> String {
     error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
 }
 
-/// Whether the schema is this version's.
-async fn check_version(pool: &SqlitePool) -> Result<(), String> {
+/// The first step that the schema lacks, when it is an older version's.
+async fn missing_step(pool: &SqlitePool) -> Result<Option<i64>, String> {
     let tables: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN ('ledger', '_sqlx_migrations')",
     )
@@ -108,12 +154,7 @@ async fn check_version(pool: &SqlitePool) -> Result<(), String> {
     if let Some(newer) = there.iter().find(|version| !known.contains(version)) {
         return Err(format!("it is of a newer version of Tollgate (its schema has step {newer})"));
     }
-    if let Some(missing) = known.iter().find(|version| !there.contains(version)) {
-        return Err(format!(
-            "it is of an older version of Tollgate (its schema lacks step {missing}): start `tollgate serve` once"
-        ));
-    }
-    Ok(())
+    Ok(known.into_iter().find(|version| !there.contains(version)))
 }
 
 #[async_trait::async_trait]

@@ -255,6 +255,7 @@ async fn the_operators_side_of_another_version_says_so() {
     assert!(why_not(&path).await.contains("newer version of Tollgate (its schema has step 9999)"));
     change("DELETE FROM _sqlx_migrations WHERE version = 9999").await;
     assert!(why_not(&path).await.contains("lacks step 3): start `tollgate serve` once"));
+    assert_eq!(SqliteBooks::look(&path).await.expect("usable"), Found::Older);
 }
 
 #[tokio::test]

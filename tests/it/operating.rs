@@ -1,0 +1,135 @@
+//! What an operator does: checks the settings before a start, and looks at a running Tollgate.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tollgate_local::standin::Fault;
+
+use crate::harness::{Edge, binary};
+
+const SECRET: &str = "local-bridge-secret";
+
+/// Runs `check-config`, with nothing but these settings.
+fn check_config(flags: &[&str], settings: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binary());
+    command.arg("check-config").args(flags).env_clear().envs(settings.iter().copied()).output().expect("tollgate runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn ledger(path: &Path) -> String {
+    format!("sqlite:{}", path.display())
+}
+
+/// The settings of billing for a ledger there.
+fn billing(ledger: &str) -> [(&str, &str); 3] {
+    [
+        ("RUNMESH_BILLING_BASE_URL", "http://127.0.0.1:1/Runmesh"),
+        ("FLOWMESH_BRIDGE_SECRET", "hunter2"),
+        ("TOLLGATE_LEDGER", ledger),
+    ]
+}
+
+/// The settings that name a stack's stand-ins.
+fn upstreams(edge: &Edge) -> [(&'static str, String); 4] {
+    [
+        ("LUM_ID_BASE_URL", edge.stack.lum_id.url()),
+        ("RUNMESH_BILLING_BASE_URL", edge.stack.runmesh.billing_url()),
+        ("FLOWMESH_BASE_URL", edge.stack.flowmesh.url()),
+        ("TOLLGATE_LEDGER", ledger(&edge.dir.path().join("ledger.db"))),
+    ]
+}
+
+#[test]
+fn check_config_prints_what_would_run_with_each_origin_and_no_secret() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let key = dir.path().join("key");
+    std::fs::write(&key, "hunter3\n").expect("written");
+    let key = key.to_str().expect("text");
+    let settings = [
+        ("RUNMESH_BILLING_BASE_URL", "https://kv.run:8000/Runmesh/"),
+        ("FLOWMESH_BRIDGE_SECRET", "hunter2"),
+        ("FLOWMESH_API_KEY_FILE", key),
+        ("LUMID_ORG_ID", "org-from-environment"),
+        ("TOLLGATE_LOG", " "),
+        ("TOLLGATE_RECONCILE_INTERVAL_SEC", "60"),
+        ("TOLLGATE_SPEED", "fast"),
+    ];
+    let ledger = ledger(&dir.path().join("ledger.db"));
+    let output = check_config(&["--lumid-org-id", "org-from-flag", "--ledger", &ledger], &settings);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for line in [
+        "RUNMESH_BILLING_BASE_URL=https://kv.run:8000/Runmesh  # environment\n",
+        "FLOWMESH_BRIDGE_SECRET=********  # environment\n",
+        &format!("FLOWMESH_API_KEY=********  # file {key}\n"),
+        "LUMID_ORG_ID=org-from-flag  # flag\n",
+        "TOLLGATE_LOG=info  # default\n",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in {text}");
+    }
+    let warned = stderr(&output);
+    assert!(!text.contains("hunter") && !warned.contains("hunter"));
+    assert!(warned.contains("TOLLGATE_RECONCILE_INTERVAL_SEC is set"), "{warned}");
+    assert!(warned.contains("did you mean TOLLGATE_RECONCILE_INTERVAL_SECS?"), "{warned}");
+    assert!(warned.contains("TOLLGATE_SPEED is set, but this version knows no such variable\n"), "{warned}");
+}
+
+#[test]
+fn check_config_makes_no_ledger_and_says_when_there_is_none_or_none_could_be_made() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("ledger.db");
+    let output = check_config(&[], &billing(&ledger(&file)));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("ledger: ok, there is none yet"), "{}", stdout(&output));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0, "nothing was made");
+
+    std::fs::write(&file, "a shopping list").expect("written");
+    for path in [&file, &dir.path().join("missing/ledger.db")] {
+        let output = check_config(&[], &billing(&ledger(path)));
+        assert!(!output.status.success());
+        assert!(stdout(&output).contains("ledger: FAILED, cannot open the ledger"), "{}", stdout(&output));
+    }
+    // Without billing there is nothing to open.
+    let output = check_config(&[], &[("TOLLGATE_LEDGER", &ledger(&file))]);
+    assert!(output.status.success() && stdout(&output).contains("ledger: ok, not used"), "{}", stdout(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_config_online_asks_everybody_and_tells_each_cause_while_tollgate_serves() {
+    let edge = Edge::start().await;
+    let (upstreams, dir) = (upstreams(&edge), edge.dir.path().join("secret"));
+    let check = |secret: &str| {
+        std::fs::write(&dir, secret).expect("written");
+        let mut settings: Vec<(&str, &str)> = upstreams.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        settings.push(("FLOWMESH_BRIDGE_SECRET_FILE", dir.to_str().expect("text")));
+        tokio::task::block_in_place(|| check_config(&["--online"], &settings))
+    };
+    let good = check(SECRET);
+    assert!(good.status.success(), "{}{}", stdout(&good), stderr(&good));
+    for line in ["ledger: ok, it can be opened", "lum.id: ok", "Runmesh: ok", "FlowMesh: ok"] {
+        assert!(stdout(&good).contains(line), "{}", stdout(&good));
+    }
+    assert!(edge.stack.runmesh.posts().is_empty() && edge.stack.runmesh.entries().is_empty(), "no money moves");
+    assert_eq!(edge.stack.runmesh.violations(), Vec::<String>::new());
+
+    edge.stack.lum_id.fail_with(Fault::status(500));
+    edge.stack.flowmesh.stop().await;
+    let bad = check("wrong");
+    assert!(!bad.status.success());
+    for line in [
+        "ledger: ok",
+        "lum.id: FAILED, status 500",
+        "Runmesh: FAILED, it does not accept FLOWMESH_BRIDGE_SECRET (status 401)",
+        "FlowMesh: FAILED, error sending request: ",
+    ] {
+        assert!(stdout(&bad).contains(line), "{line}: {}", stdout(&bad));
+    }
+    edge.stack.kill_hard().await;
+}

@@ -173,7 +173,7 @@ impl App {
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
             requests: requests.clone(),
-            metrics,
+            metrics: metrics.clone(),
         };
 
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -200,6 +200,8 @@ impl App {
         let router = admin::router(Admin {
             registry,
             gauges,
+            metrics,
+            settings: config.describe(),
             dropped_log_lines: logs.dropped(),
             identity,
             guard,

@@ -1,7 +1,8 @@
-//! The admin listener: is it alive, is it ready, how much of everything, and forget what lum.id said. Nothing on it moves
-//! money or lets anybody in.
+//! The admin listener: is it alive, is it ready, how much of everything, what does it run with, and forget what lum.id said.
+//! Nothing on it moves money, lets anybody in or tells a secret.
 
 mod purge;
+mod ready;
 
 use std::sync::Arc;
 
@@ -14,19 +15,23 @@ use jiff::Timestamp;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde_json::json;
 use tracing_appender::non_blocking::ErrorCounter;
 
+use crate::config::Setting;
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::{Backlog, Ledger};
 use crate::lifecycle::Stopping;
 use crate::supplier::Suppliers;
+use crate::telemetry::Metrics;
 
 /// What the pages show.
 pub struct Admin {
     pub registry: Registry,
     pub gauges: Gauges,
+    pub metrics: Metrics,
+    /// The effective values, secrets masked.
+    pub settings: Vec<Setting>,
     pub dropped_log_lines: ErrorCounter,
     pub identity: Identity,
     /// Absent when the guard is off.
@@ -127,8 +132,13 @@ impl Gauges {
             (&self.held, backlog.held_charges),
             (&self.rejected, backlog.rejected_charges),
         ]);
-        self.oldest_pending_seconds.set(backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs()));
+        self.oldest_pending_seconds.set(backlog_age(backlog, now));
     }
+}
+
+/// Seconds since the oldest charge not posted was settled; 0 without one.
+fn backlog_age(backlog: &Backlog, now: Timestamp) -> i64 {
+    backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs())
 }
 
 fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {
@@ -141,28 +151,16 @@ fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(ready::ready))
+        .route("/config", get(config))
         .route("/metrics", get(metrics))
         .route("/cache/purge", post(purge::purge))
         .with_state(Arc::new(admin))
 }
 
-/// Each part by name, so that "not ready" says which.
-async fn ready(State(admin): State<Arc<Admin>>) -> Response {
-    let draining = admin.stopping.drain.is_cancelled();
-    let ledger = match &admin.ledger {
-        None => Ok("off".to_owned()),
-        Some(ledger) => ledger.born_at().await.map(|_| "ok".to_owned()).map_err(|error| error.to_string()),
-    };
-    let ready = !draining && ledger.is_ok();
-    let parts = json!({
-        "ready": ready,
-        "parts": {
-            "listeners": if draining { "draining" } else { "ok" },
-            "ledger": ledger.unwrap_or_else(|error| error),
-        },
-    });
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(parts)).into_response()
+/// As `tollgate check-config` prints it.
+async fn config(State(admin): State<Arc<Admin>>) -> Json<Vec<Setting>> {
+    Json(admin.settings.clone())
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {

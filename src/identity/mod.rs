@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod hash;
+pub mod health;
 pub mod policy;
 mod purge;
 
@@ -27,6 +28,7 @@ use crate::upstream::CallError;
 use crate::upstream::lumid::{Introspection, LumId};
 use budget::{Budget, Debt, Source};
 pub use hash::TokenHash;
+use health::{Health, Heard};
 use policy::{Known, Now, Policy, Use};
 pub use purge::Purge;
 
@@ -128,6 +130,7 @@ struct Inner {
     flights: Flights<TokenHash, Outcome>,
     /// When it was last told that lum.id fails.
     told: Mutex<Option<Instant>>,
+    health: Health,
     metrics: Metrics,
 }
 
@@ -166,6 +169,7 @@ impl Identity {
                 limit,
             }),
             told: Mutex::new(None),
+            health: Health::default(),
             metrics,
         }))
     }
@@ -191,6 +195,12 @@ impl Identity {
             return Err(Error::Inactive);
         }
         inner.ask_in_time(token, hash, Some(source)).await
+    }
+
+    /// What was last heard of lum.id.
+    #[must_use]
+    pub fn heard(&self) -> Heard {
+        self.0.health.heard(Instant::now())
     }
 
     #[must_use]
@@ -309,8 +319,12 @@ impl Inner {
             Err(error) => error.kind(),
         };
         self.metrics.introspections.get_or_create(&OutcomeLabels { outcome }).inc();
-        if let Err(error) = &answer {
-            self.tell(error);
+        match &answer {
+            Ok(_) => self.health.answered(Instant::now()),
+            Err(error) => {
+                self.health.failed(error, Instant::now());
+                self.tell(error);
+            }
         }
         if let Introspection::Active { principal, expires_at } = answer? {
             let now = Now::read();

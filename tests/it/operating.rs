@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use serde_json::Value;
+use tollgate_local::stack::{ACME, ALICE, BOB, wait_for};
 use tollgate_local::standin::Fault;
 
-use crate::harness::{Edge, binary};
+use crate::harness::{Edge, SOON, answer, binary};
 
 const SECRET: &str = "local-bridge-secret";
 
@@ -34,6 +36,22 @@ fn billing(ledger: &str) -> [(&str, &str); 3] {
         ("FLOWMESH_BRIDGE_SECRET", "hunter2"),
         ("TOLLGATE_LEDGER", ledger),
     ]
+}
+
+/// What a page of the admin listener says, and its status.
+async fn page(edge: &Edge, path: &str) -> (u16, Value) {
+    let answer = answer(edge.http.get(format!("{}{path}", edge.stack.tollgate.admin_url()))).await;
+    (answer.status, answer.json())
+}
+
+/// Waits until a part on `/readyz` begins so, and returns the whole page. Tollgate is ready all the while.
+async fn until_part(edge: &Edge, part: &str, begins: &str) -> Value {
+    let told = wait_for(format!("{part} to be {begins:?}"), SOON, async || {
+        let (status, page) = page(edge, "/readyz").await;
+        assert_eq!((status, &page["ready"]), (200, &Value::Bool(true)), "{page}");
+        page["parts"][part].as_str().is_some_and(|text| text.starts_with(begins)).then_some(page)
+    });
+    told.await.unwrap_or_else(|error| panic!("{error}; {:#?}", edge.stack.tollgate.lines()))
 }
 
 /// The settings that name a stack's stand-ins.
@@ -132,4 +150,70 @@ async fn check_config_online_asks_everybody_and_tells_each_cause_while_tollgate_
         assert!(stdout(&bad).contains(line), "{line}: {}", stdout(&bad));
     }
     edge.stack.kill_hard().await;
+}
+
+#[tokio::test]
+async fn readiness_names_each_part_and_trouble_elsewhere_is_told_but_no_reason_to_be_unready() {
+    let edge = Edge::start().await;
+    let page = until_part(&edge, "lum.id", "not asked yet").await;
+    assert_eq!(page["backlog_age_seconds"], 0);
+    for part in ["listeners", "ledger", "posting", "asking"] {
+        assert_eq!(page["parts"][part], "ok", "{page}");
+    }
+    edge.stack.runmesh.fail_entries_with(Fault::status(401));
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    until_part(&edge, "lum.id", "ok").await;
+    edge.stack.lum_id.fail_with(Fault::status(500));
+    assert_eq!(answer(edge.get("/api/v1/workers").bearer_auth(BOB.token)).await.status, 503);
+    let page = until_part(&edge, "lum.id", "failed ").await;
+    assert!(page["parts"]["lum.id"].as_str().is_some_and(|text| text.ends_with(" s ago: status 500")), "{page}");
+    edge.stack.lum_id.heal();
+
+    edge.post_result(ACME.token, &tasks[0]).await;
+    until_part(&edge, "posting", "paused").await;
+    let aged = async || self::page(&edge, "/readyz").await.1["backlog_age_seconds"].as_i64().filter(|age| *age > 0);
+    wait_for("the backlog to age", SOON, aged).await.expect("a charge waits");
+    edge.stack.runmesh.heal();
+    until_part(&edge, "posting", "ok").await;
+
+    // As many as it takes to fail in a row.
+    for _ in 0..6 {
+        edge.submit(ALICE.token, 1).await;
+    }
+    edge.stack.flowmesh.fail_with(Fault::status(503));
+    until_part(&edge, "asking", "paused").await;
+    edge.stack.flowmesh.heal();
+    until_part(&edge, "asking", "ok").await;
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_stop_makes_it_unready_and_says_that_it_drains() {
+    let edge = Edge::start().await;
+    let unready = async {
+        let unready = async || Some(page(&edge, "/readyz").await).filter(|(status, _)| *status == 503);
+        wait_for("503 of /readyz", SOON, unready).await.expect("unready before the listeners close").1
+    };
+    let (status, page) = tokio::join!(edge.stack.tollgate.terminate(), unready);
+    assert!(status.expect("stopped").success());
+    assert_eq!((&page["ready"], &page["parts"]["listeners"]), (&Value::Bool(false), &Value::from("draining")));
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn a_running_tollgate_tells_what_it_runs_with_and_no_secret() {
+    let edge = Edge::with(&[("LUMID_ORG_ID", "acme"), ("FLOWMESH_API_KEY", "hunter2")]).await;
+    let (status, page) = page(&edge, "/config").await;
+    assert_eq!(status, 200);
+    let settings = page.as_array().expect("a list");
+    let of = |variable: &str| settings.iter().find(|setting| setting["variable"] == variable).expect("described");
+    let told = |variable: &str| (of(variable)["value"].as_str(), of(variable)["origin"].as_str());
+    assert_eq!(told("LUMID_ORG_ID"), (Some("acme"), Some("environment")));
+    assert_eq!(told("LUMID_BALANCE_GUARD").1, Some("environment"));
+    assert_eq!(told("TOLLGATE_RETENTION_DAYS"), (Some("90"), Some("default")));
+    for secret in ["FLOWMESH_API_KEY", "FLOWMESH_BRIDGE_SECRET"] {
+        assert_eq!(told(secret), (Some("********"), Some("environment")));
+    }
+    assert!(!page.to_string().contains("hunter2") && !page.to_string().contains(SECRET));
+    edge.finish().await;
 }

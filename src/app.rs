@@ -36,6 +36,7 @@ use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{self, Bound};
 use crate::poster::Poster;
 use crate::retention::Pruner;
+use crate::secrets::Secrets;
 use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
 use crate::telemetry::{Logs, Metrics};
@@ -140,6 +141,9 @@ impl App {
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());
         let Self { config, upstreams: Upstreams { lum_id, flowmesh, runmesh }, grpc, admin, ledger, .. } = self;
         let limits = &config.limits;
+
+        let secrets = Secrets::new(&config, metrics.secret_reloads.clone()).map_err(Failure::Signals)?;
+        lifecycle.spawn("secrets", secrets.keep(limits.secret_refresh, stopping.stop.clone()));
 
         let identity = Identity::new(&config, lum_id, metrics.clone());
         let suppliers = Suppliers::new(flowmesh.clone(), limits, metrics.clone());

@@ -8,18 +8,19 @@ mod describe;
 mod limits;
 mod listen;
 mod options;
+mod secret;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
-use secrecy::{ExposeSecret, SecretString};
 
 pub use describe::{Origin, Origins, Setting};
 pub use limits::Limits;
 pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use options::Options;
+pub use secret::{Secret, SecretFile, expose};
 
 /// A setting that cannot be used. Displays as one line that names the variable.
 #[derive(Debug, thiserror::Error)]
@@ -66,14 +67,14 @@ impl BaseUrl {
 pub struct Billing {
     pub base_url: BaseUrl,
     /// Sent as `X-Bridge-Secret`.
-    pub secret: SecretString,
+    pub secret: Secret,
 }
 
 /// FlowMesh, for Tollgate's own calls.
 #[derive(Debug, Clone)]
 pub struct Flowmesh {
     pub base_url: BaseUrl,
-    pub api_key: Option<SecretString>,
+    pub api_key: Option<Secret>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +137,7 @@ impl Config {
         let runmesh = given(options.runmesh_billing_base_url)
             .map(|url| base_url("RUNMESH_BILLING_BASE_URL", &url))
             .transpose()?;
-        let secret = secret(
+        let secret = secret::secret(
             "FLOWMESH_BRIDGE_SECRET",
             "FLOWMESH_BRIDGE_SECRET_FILE",
             options.flowmesh_bridge_secret,
@@ -200,7 +201,7 @@ impl Config {
                     "FLOWMESH_BASE_URL",
                     &given(options.flowmesh_base_url).unwrap_or_else(|| "http://127.0.0.1:8000".to_owned()),
                 )?,
-                api_key: self::secret(
+                api_key: secret::secret(
                     "FLOWMESH_API_KEY",
                     "FLOWMESH_API_KEY_FILE",
                     options.flowmesh_api_key,
@@ -262,32 +263,6 @@ fn base_url(variable: &'static str, text: &str) -> Result<BaseUrl, Error> {
         return Err(wrong(variable, "holds a query or a fragment"));
     }
     Ok(BaseUrl(url.as_str().trim_end_matches('/').to_owned()))
-}
-
-fn secret(
-    variable: &'static str,
-    file_variable: &'static str,
-    value: Option<String>,
-    file: Option<String>,
-) -> Result<Option<SecretString>, Error> {
-    let (origin, secret) = match (given(value), given(file)) {
-        (Some(_), Some(_)) => return Err(wrong(variable, format!("is set, and so is {file_variable}: which one?"))),
-        (None, None) => return Ok(None),
-        (Some(value), None) => (variable, value),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| wrong(file_variable, format!("cannot read {path}: {error}")))?;
-            let Some(text) = given(Some(text)) else {
-                return Err(wrong(file_variable, format!("{path} is empty")));
-            };
-            (file_variable, text)
-        }
-    };
-    // It becomes a header value; anything else would fail at the first call instead of at start.
-    if !is_visible_ascii(&secret) {
-        return Err(wrong(origin, "holds spaces or characters that cannot be sent in a header"));
-    }
-    Ok(Some(SecretString::from(secret)))
 }
 
 fn on_off(variable: &'static str, value: Option<String>) -> Result<bool, Error> {
@@ -376,12 +351,6 @@ fn log_filter(value: Option<String>) -> Result<String, Error> {
 #[must_use]
 pub fn is_visible_ascii(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// The value of a secret, for the one place that sends it.
-#[must_use]
-pub fn expose(secret: &SecretString) -> &str {
-    secret.expose_secret()
 }
 
 #[cfg(test)]

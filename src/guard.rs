@@ -95,7 +95,6 @@ impl Guard {
 mod tests {
     use std::time::Instant;
 
-    use secrecy::SecretString;
     use serde_json::json;
     use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -106,7 +105,7 @@ mod tests {
     async fn guard(limits: &Limits, answer: ResponseTemplate) -> (MockServer, Guard) {
         let server = MockServer::start().await;
         Mock::given(wiremock::matchers::any()).respond_with(answer).mount(&server).await;
-        let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: SecretString::from("s") };
+        let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: "s".into() };
         let http = Http::new(&billing.base_url, Duration::from_secs(5)).expect("client");
         let runmesh = Runmesh::new(http, &billing, limits.preflight_timeout);
         (server, Guard::new(runmesh, limits, Metrics::unread()))

@@ -177,7 +177,7 @@ mod tests {
             supplier_id: None,
         });
         ledger.settle("tsk-1", Some("wfl-1"), &usage, now).await.expect("committed");
-        let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: "s3cret".to_owned().into() };
+        let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: "s3cret".into() };
         let http = Http::new(&billing.base_url, Duration::from_secs(2)).expect("client");
         let runmesh = Runmesh::new(http, &billing, Duration::from_secs(2));
         let poster = Poster::new(Arc::new(ledger), runmesh, Metrics::unread());

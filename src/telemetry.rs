@@ -103,6 +103,7 @@ pub struct Metrics {
     pub posting_paused: Gauge,
     pub asking_paused: Gauge,
     pub pruned: Family<KindLabels, Counter>,
+    pub secret_reloads: Family<OutcomeLabels, Counter>,
 }
 
 impl Metrics {
@@ -127,6 +128,7 @@ impl Metrics {
             posting_paused: Gauge::default(),
             asking_paused: Gauge::default(),
             pruned: Family::default(),
+            secret_reloads: Family::default(),
         };
         let m = &metrics;
         registry.register("tollgate_check_decisions", "Checks answered, by reason", m.decisions.clone());
@@ -158,6 +160,8 @@ impl Metrics {
             m.asking_paused.clone(),
         );
         registry.register("tollgate_pruned_rows", "Old rows deleted from the ledger, by kind", m.pruned.clone());
+        let help = "Changes of the files of secrets, by outcome";
+        registry.register("tollgate_secret_reloads", help, m.secret_reloads.clone());
         metrics
     }
 }

@@ -63,6 +63,8 @@ pub struct Limits {
     pub tls_handshake_timeout: Duration,
     /// How often the files of mTLS are looked at for a change.
     pub tls_refresh: Duration,
+    /// How often the files of secrets are.
+    pub secret_refresh: Duration,
     /// Tasks asked after at once.
     pub settling_concurrency: usize,
     /// Workflows asked after at once.
@@ -109,6 +111,7 @@ impl Default for Limits {
             tls_handshakes: 256,
             tls_handshake_timeout: Duration::from_secs(5),
             tls_refresh: Duration::from_secs(1),
+            secret_refresh: Duration::from_secs(1),
             settling_concurrency: 8,
             sweeping_concurrency: 4,
             posting_concurrency: 32,

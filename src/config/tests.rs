@@ -101,7 +101,10 @@ fn a_secret_comes_from_a_file_without_its_newline_but_not_from_both_places() {
     std::fs::write(file.path(), "from-file\n").expect("written");
     let path = file.path().to_str().map(str::to_owned);
     let config = parse(|o| o.flowmesh_api_key_file = path.clone()).expect("valid");
-    assert_eq!(config.flowmesh.api_key.as_ref().map(expose), Some("from-file"));
+    assert_eq!(expose(&config.flowmesh.api_key.expect("given").get()), "from-file");
+    std::fs::write(file.path(), "x".repeat(65_537)).expect("written");
+    let error = parse(|o| o.flowmesh_api_key_file = path.clone()).expect_err("no header is that long");
+    assert!(error.starts_with("FLOWMESH_API_KEY_FILE: cannot read ") && error.ends_with("file too large"), "{error}");
     let error = parse(|o| {
         o.flowmesh_api_key_file = path;
         o.flowmesh_api_key = some("x");

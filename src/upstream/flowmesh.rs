@@ -172,7 +172,7 @@ impl FlowMesh {
 
     async fn send(&self, http: &Http, url: &str) -> Result<Response, CallError> {
         http.send(|client| match &self.config.api_key {
-            Some(key) => client.get(url).bearer_auth(expose(key)),
+            Some(key) => client.get(url).bearer_auth(expose(&key.get())),
             None => client.get(url),
         })
         .await
@@ -226,7 +226,6 @@ fn number_text<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Strin
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
     use serde_json::json;
     use wiremock::matchers::{header, method, path, query_param};
     use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -235,10 +234,7 @@ mod tests {
     use crate::config::BaseUrl;
 
     fn client_of(server: &MockServer) -> FlowMesh {
-        let config = config::Flowmesh {
-            base_url: BaseUrl::of_test(&server.uri()),
-            api_key: Some(SecretString::from("key".to_owned())),
-        };
+        let config = config::Flowmesh { base_url: BaseUrl::of_test(&server.uri()), api_key: Some("key".into()) };
         FlowMesh::new(Http::new(&config.base_url, Duration::from_secs(2)).expect("client"), config)
     }
 

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::{Response, StatusCode};
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{CallError, Http, parse_object, read_bounded, retry_after};
-use crate::config::{Billing, expose};
+use crate::config::{Billing, Secret, expose};
 
 /// Both answers are a few fields in an envelope.
 const ANSWER_LIMIT: usize = 64 * 1024;
@@ -31,7 +30,7 @@ pub struct Runmesh {
     preflight_url: String,
     entries: Http,
     entry_url: String,
-    secret: SecretString,
+    secret: Secret,
 }
 
 /// What Runmesh says of a user's balance.
@@ -97,7 +96,7 @@ impl Runmesh {
     }
 
     async fn call(&self, http: &Http, url: &str, body: &impl Serialize) -> Result<Response, CallError> {
-        http.send(|client| client.post(url).header("x-bridge-secret", expose(&self.secret)).json(body)).await
+        http.send(|client| client.post(url).header("x-bridge-secret", expose(&self.secret.get())).json(body)).await
     }
 
     /// Asks whether a user can pay for a submission.
@@ -226,10 +225,8 @@ mod tests {
             .respond_with(response)
             .mount(&server)
             .await;
-        let billing = Billing {
-            base_url: BaseUrl::of_test(&format!("{}/Runmesh/", server.uri())),
-            secret: SecretString::from("s3cret".to_owned()),
-        };
+        let billing =
+            Billing { base_url: BaseUrl::of_test(&format!("{}/Runmesh/", server.uri())), secret: "s3cret".into() };
         let http = Http::new(&billing.base_url, Duration::from_secs(1)).expect("client");
         (server, Runmesh::new(http, &billing, Duration::from_secs(1)))
     }

@@ -1,6 +1,6 @@
 //! What an operator does: checks the settings before a start, and looks at a running Tollgate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -62,6 +62,44 @@ fn upstreams(edge: &Edge) -> [(&'static str, String); 4] {
         ("FLOWMESH_BASE_URL", edge.stack.flowmesh.url()),
         ("TOLLGATE_LEDGER", ledger(&edge.dir.path().join("ledger.db"))),
     ]
+}
+
+/// A secret in a file of its own, which is replaced as a whole or written in place.
+struct SecretFile {
+    dir: tempfile::TempDir,
+}
+
+impl SecretFile {
+    fn with(secret: &str) -> Self {
+        let file = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        file.replace(secret);
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("secret")
+    }
+
+    fn text(&self) -> String {
+        self.path().to_str().expect("text").to_owned()
+    }
+
+    /// As a tool that renames does it.
+    fn replace(&self, secret: &str) {
+        let new = self.dir.path().join("new");
+        std::fs::write(&new, secret).expect("written");
+        std::fs::rename(new, self.path()).expect("renamed");
+    }
+}
+
+/// How many changes of secrets came to that.
+async fn reloads(edge: &Edge, outcome: &str, wanted: f64) {
+    edge.metric(&format!("tollgate_secret_reloads_total{{outcome=\"{outcome}\"}}"), wanted).await;
+}
+
+/// Lines of Tollgate's log with this text.
+fn count(edge: &Edge, text: &str) -> usize {
+    edge.stack.tollgate.lines().iter().filter(|line| line.contains(text)).count()
 }
 
 #[test]
@@ -215,5 +253,92 @@ async fn a_running_tollgate_tells_what_it_runs_with_and_no_secret() {
         assert_eq!(told(secret), (Some("********"), Some("environment")));
     }
     assert!(!page.to_string().contains("hunter2") && !page.to_string().contains(SECRET));
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_wrong_bridge_secret_pauses_posting_until_its_file_is_corrected_without_a_restart() {
+    let file = SecretFile::with("wrong");
+    let settings = [("FLOWMESH_BRIDGE_SECRET", ""), ("FLOWMESH_BRIDGE_SECRET_FILE", &file.text())];
+    let edge = Edge::with(&settings).await;
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    until_part(&edge, "posting", "paused").await;
+    assert!(edge.stack.runmesh.posts().is_empty(), "Runmesh knows another secret");
+    let streams = edge.stack.tollgate.metric("tollgate_log_streams").await;
+    assert!(streams.is_some_and(|streams| streams > 0.0), "{streams:?}");
+
+    file.replace(&format!("{SECRET}\n"));
+    edge.entries(1).await;
+    until_part(&edge, "posting", "ok").await;
+    reloads(&edge, "ok", 1.0).await;
+    assert_eq!(edge.stack.tollgate.metric("tollgate_log_streams").await, streams, "no stream was dropped");
+    assert_eq!(count(&edge, "serving Envoy on"), 1, "it was not started anew");
+    for secret in [SECRET, "\"wrong\""] {
+        assert_eq!(count(&edge, secret), 0, "no secret is logged");
+    }
+    edge.quiet().await;
+    edge.assert_billed_as_truth(&edge.stack.flowmesh.truth());
+    // Not as politely as usual: the wrong secret was a violation.
+    edge.stack.kill_hard().await;
+}
+
+#[tokio::test]
+async fn a_bad_or_missing_secret_file_is_told_once_and_the_old_secret_stays_in_use() {
+    let file = SecretFile::with(SECRET);
+    let settings = [("FLOWMESH_BRIDGE_SECRET", ""), ("FLOWMESH_BRIDGE_SECRET_FILE", &file.text())];
+    let edge = Edge::with(&settings).await;
+    let process = edge.stack.tollgate.process();
+    let looked = async |times: usize| {
+        process.hang_up().expect("signalled");
+        let looked = async || (count(&edge, "SIGHUP: looked at 1 secret files") >= times).then_some(());
+        wait_for("Tollgate to look at its files", SOON, looked).await.expect("looked");
+    };
+    let told = || count(&edge, "FLOWMESH_BRIDGE_SECRET_FILE: ");
+    file.replace("");
+    looked(1).await;
+    looked(2).await;
+    reloads(&edge, "failed", 1.0).await;
+    assert_eq!(told(), 1, "{:#?}", edge.stack.tollgate.lines());
+    std::fs::remove_file(file.path()).expect("removed");
+    looked(3).await;
+    looked(4).await;
+    reloads(&edge, "failed", 2.0).await;
+    assert_eq!(told(), 2, "{:#?}", edge.stack.tollgate.lines());
+
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    edge.entries(1).await;
+    file.replace(SECRET);
+    reloads(&edge, "ok", 1.0).await;
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_changed_flowmesh_key_is_sent_from_then_on() {
+    let file = SecretFile::with("first-key");
+    let edge = Edge::with(&[("FLOWMESH_API_KEY_FILE", &file.text())]).await;
+    let sent = async |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let sent = async || {
+            let requests = edge.stack.flowmesh.requests();
+            requests.iter().any(|seen| seen.header("authorization") == Some(&bearer)).then_some(())
+        };
+        wait_for(format!("a question with {key}"), SOON, sent).await.expect("asked");
+    };
+    sent("first-key").await;
+    file.replace("second-key");
+    reloads(&edge, "ok", 1.0).await;
+    edge.submit(ALICE.token, 1).await;
+    sent("second-key").await;
+    edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_hang_up_is_no_end_where_no_secret_is_in_a_file() {
+    let edge = Edge::start().await;
+    edge.stack.tollgate.process().hang_up().expect("signalled");
+    edge.says("SIGHUP: looked at 0 secret files").await;
+    assert!(edge.stack.tollgate.is_ready().await);
     edge.finish().await;
 }

@@ -156,6 +156,14 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// SIGHUP.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         if self.reaped.load(Ordering::Acquire) {
             return Ok(());

@@ -1,8 +1,8 @@
 //! Secrets that change in their files: taken up while Tollgate runs, with every stream and connection left alone.
 //!
-//! The files are looked at every so often, and a change is judged when two looks in a row saw the same, so that one which is
-//! under way is not taken for a mistake; at SIGHUP, by which somebody says that it is done, it is judged at once. What cannot
-//! be used is told once, and the secret in force stays.
+//! The files are looked at every so often, and a change is judged when two looks in a row saw the same, so that one which
+//! is under way is not taken for a mistake; at SIGHUP, by which somebody says that it is done, it is judged at once. What
+//! cannot be used is told once, and the secret in force stays.
 //!
 //! What it does not do: take up anything else. An environment cannot change under a running process.
 

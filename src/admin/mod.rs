@@ -1,5 +1,5 @@
-//! The admin listener: is it alive, is it ready, how much of everything, what does it run with, and forget what lum.id said.
-//! Nothing on it moves money, lets anybody in or tells a secret.
+//! The admin listener: is it alive, is it ready, how much of everything, what does it run with, and forget what lum.id
+//! said. Nothing on it moves money, lets anybody in or tells a secret.
 
 mod purge;
 mod ready;

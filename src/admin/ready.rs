@@ -1,7 +1,7 @@
 //! `GET /readyz`: each part by name, so that "not ready" says which.
 //!
-//! Only what keeps Tollgate from doing its work makes it unready: the ledger, and a stop. What is wrong with the systems on
-//! the other side is told and changes nothing: another start would not mend it, and Check is answered all the same.
+//! Only what keeps Tollgate from doing its work makes it unready: the ledger, and a stop. What is wrong with the systems
+//! on the other side is told and changes nothing: another start would not mend it, and Check is answered all the same.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub async fn ready(State(admin): State<Arc<Admin>>) -> Response {
             "posting": circuit(&admin.metrics.posting_paused),
             "asking": circuit(&admin.metrics.asking_paused),
         },
-        // How old the oldest charge is that Runmesh does not have; 0 when it has all, null when that cannot be told.
+        // Of the oldest charge that is to be posted; 0 without one, null when that cannot be told.
         "backlog_age_seconds": age,
     });
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(parts)).into_response()

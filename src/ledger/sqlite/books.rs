@@ -60,7 +60,8 @@ impl SqliteBooks {
             (books, Some(missing)) => {
                 books.close().await;
                 let reason = format!(
-                    "it is of an older version of Tollgate (its schema lacks step {missing}): start `tollgate serve` once"
+                    "it is of an older version of Tollgate (its schema lacks step {missing}): \
+                     start `tollgate serve` once"
                 );
                 Err(Error::Open { path: path.to_owned(), reason })
             }

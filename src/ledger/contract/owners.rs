@@ -143,7 +143,8 @@ pub async fn a_gap_is_noted_once_and_concerns_its_own_time<S: Store>() {
     }
 }
 
-pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_a_kill<S: Store>() {
+/// Bob's charge is being posted when the log says that its workflow is Alice's.
+async fn corrected_while_posted<S: Store>() -> Fixture<S> {
     let fixture = Fixture::<S>::new().await;
     let submission = fixture.submit(&bob(), "r1", 1).await;
     fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
@@ -153,21 +154,17 @@ pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_aft
     assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
     fixture.submit(&alice(), "r2", 11).await;
     fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
-    let fixture = Fixture { store: fixture.store.killed_and_restarted().await };
+    fixture
+}
+
+pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_a_kill<S: Store>() {
+    let fixture = Fixture { store: corrected_while_posted::<S>().await.store.killed_and_restarted().await };
     assert_eq!(fixture.due_charges(20).await, []);
     assert_eq!(fixture.due_charges(20).await[0].principal_id, "alice");
 }
 
 pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_its_lease<S: Store>() {
-    let fixture = Fixture::<S>::new().await;
-    let submission = fixture.submit(&bob(), "r1", 1).await;
-    fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
-    let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
-    fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
-    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("bob"));
-    assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
-    fixture.submit(&alice(), "r2", 11).await;
-    fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
+    let fixture = corrected_while_posted::<S>().await;
     assert_eq!(fixture.due_charges(100).await, []);
     assert_eq!(fixture.due_charges(100).await[0].principal_id, "alice");
 }

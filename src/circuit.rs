@@ -44,7 +44,13 @@ impl Circuit {
     /// What to claim when so much may be begun.
     #[must_use]
     pub fn pick(&self, limit: u32) -> Pick {
-        if self.act(|state| state.open_until.is_some()) { Pick::LeastTried } else { Pick::Due(limit) }
+        if self.is_closed() { Pick::Due(limit) } else { Pick::LeastTried }
+    }
+
+    /// Whether the system is there, as far as is known.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.act(|state| state.open_until.is_none())
     }
 
     /// So many pieces of work were begun.

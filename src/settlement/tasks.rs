@@ -68,11 +68,9 @@ impl Worker for Settler {
         let answer = self.flowmesh.task(task_id).await;
         self.circuit.heard(answer.as_ref().map(drop));
         let outcome = match answer {
-            // It answered, and not as agreed: a longer wait does not hide that there is something to bill.
-            // So it is when others are answered and this one never is.
-            Err(error)
-                if !error.is_outage() || (due.attempts >= HOPELESS && matches!(error, CallError::Status { .. })) =>
-            {
+            // It answered, and not as agreed: a longer wait does not hide that there is something to bill. So it is when others
+            // are answered and this one never is.
+            Err(error) if !error.is_outage() || self.is_hopeless(&due, &error) => {
                 self.hold(&due, &error.to_string()).await?;
                 "unreadable"
             }
@@ -119,6 +117,11 @@ impl Worker for Settler {
 }
 
 impl Settler {
+    /// Whether an error in place of an answer is this task's own, rather than FlowMesh's.
+    fn is_hopeless(&self, due: &DueTask, error: &CallError) -> bool {
+        due.attempts >= HOPELESS && matches!(error, CallError::Status { .. }) && self.circuit.is_closed()
+    }
+
     /// What FlowMesh said cannot be charged. It is kept for the operator to see, and asked after again.
     async fn hold(&self, due: &DueTask, reason: &str) -> Result<(), ledger::Error> {
         let (task_id, now) = (due.task_id.as_str(), Timestamp::now());
@@ -305,5 +308,22 @@ mod tests {
             let backlog = fixture.settler.ledger.backlog().await.expect("read");
             assert_eq!((backlog.held_tasks, backlog.held_charges), (0, 1), "of no workflow, so of nobody's");
         }
+    }
+
+    #[tokio::test]
+    async fn an_error_that_only_one_task_always_gets_holds_it_and_an_outage_does_not() {
+        let fixture = Fixture::answering(ResponseTemplate::new(500)).await;
+        let due = DueTask { attempts: HOPELESS, ..fixture.claimed().await };
+        let held = async || fixture.settler.ledger.backlog().await.expect("read").held_tasks;
+        // FlowMesh as a whole does not answer.
+        while fixture.settler.circuit.is_closed() {
+            let _ = fixture.settler.circuit.failed();
+        }
+        fixture.settler.step(due.clone()).await.expect("recorded");
+        assert_eq!(held().await, 0);
+        // Others are answered.
+        fixture.settler.circuit.succeeded();
+        fixture.settler.step(due).await.expect("recorded");
+        assert_eq!(held().await, 1);
     }
 }

@@ -61,10 +61,10 @@ pub async fn what_is_older_than_the_ledger_is_not_billed_unless_the_log_says_it_
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
 }
 
-pub async fn an_owner_that_the_log_corrects_while_the_charge_is_posted_gets_it_with_the_next_try<S: Store>() {
+/// Bob's charge is being posted when the log says that its workflow is Alice's.
+async fn corrected_while_posted<S: Store>() -> Fixture<S> {
     let fixture = Fixture::<S>::new().await;
-    let bob = principal("bob", Some("bob@example.com"));
-    let submission = fixture.submit(&bob, "r1", 1).await;
+    let submission = fixture.submit(&bob(), "r1", 1).await;
     fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
     let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
     fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
@@ -72,6 +72,11 @@ pub async fn an_owner_that_the_log_corrects_while_the_charge_is_posted_gets_it_w
     assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
     fixture.submit(&alice(), "r2", 11).await;
     fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
+    fixture
+}
+
+pub async fn an_owner_that_the_log_corrects_while_the_charge_is_posted_gets_it_with_the_next_try<S: Store>() {
+    let fixture = corrected_while_posted::<S>().await;
     fixture.ledger().post_failed("tsk-1", "status 503", at(20), at(13)).await.expect("committed");
     assert_eq!(fixture.due_charges(20).await[0].principal_id, "alice");
 }
@@ -141,20 +146,6 @@ pub async fn a_gap_is_noted_once_and_concerns_its_own_time<S: Store>() {
     for (since, until, expected) in [(0, 9, false), (0, 10, true), (12, 13, true), (20, 30, true), (21, 30, false)] {
         assert_eq!(ledger.has_gap(at(since), at(until)).await.expect("read"), expected, "{since} to {until}");
     }
-}
-
-/// Bob's charge is being posted when the log says that its workflow is Alice's.
-async fn corrected_while_posted<S: Store>() -> Fixture<S> {
-    let fixture = Fixture::<S>::new().await;
-    let submission = fixture.submit(&bob(), "r1", 1).await;
-    fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
-    let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
-    fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
-    assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("bob"));
-    assert_eq!(fixture.due_charges(10).await[0].principal_id, "bob");
-    fixture.submit(&alice(), "r2", 11).await;
-    fixture.submitted("sub-r2", "alice", "wfl-1", 12).await;
-    fixture
 }
 
 pub async fn an_owner_that_was_corrected_while_the_charge_was_posted_gets_it_after_a_kill<S: Store>() {

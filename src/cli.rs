@@ -4,6 +4,7 @@ mod check_config;
 mod ledger;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,6 +58,9 @@ struct EnvoyConfig {
     tollgate: Vec<String>,
     #[command(flatten)]
     tls: TlsFlags,
+    /// Write it to this file, whole or not at all, instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 impl Cli {
@@ -77,9 +81,13 @@ impl Cli {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::EnvoyConfig(flags) => {
-            let EnvoyConfig { listen, admin, upstream, tollgate, tls } = *flags;
+            let EnvoyConfig { listen, admin, upstream, tollgate, tls, output } = *flags;
             let addresses = Addresses::parse(&listen, &admin, &upstream, &tollgate, tls)?;
-            print!("{}", envoy_config::render(&addresses)?);
+            let bootstrap = envoy_config::render(&addresses)?;
+            match output {
+                None => print!("{bootstrap}"),
+                Some(path) => replace(&path, &bootstrap).with_context(|| format!("--output {}", path.display()))?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::CheckConfig(flags) => block_on(check_config::run(&flags, config(cli.options)?)),
@@ -91,6 +99,15 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Serve => block_on(serve(config(cli.options)?)),
     }
+}
+
+/// Writes a file that nobody sees half of: beside its place, and then into it.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, path)
 }
 
 fn config(options: Options) -> anyhow::Result<Config> {

@@ -157,3 +157,22 @@ fn a_bad_address_is_refused_in_one_line_that_names_its_flag() {
     let long = format!("unix:/{}", "x".repeat(200));
     assert!(refusal(good[0], good[1], good[2], &long).contains("--tollgate"));
 }
+
+#[test]
+fn a_bootstrap_goes_into_a_file_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("envoy.yaml");
+    let output = file.to_str().expect("text");
+    let written = with_flags(&["--upstream", "flowmesh:8000", "--output", output]);
+    assert!(written.status.success() && written.stdout.is_empty(), "{}", String::from_utf8_lossy(&written.stderr));
+    let printed = with_flags(&["--upstream", "flowmesh:8000"]).stdout;
+    assert_eq!(fs::read(&file).expect("it is there"), printed);
+
+    let refused = with_flags(&["--upstream", "nonsense:port", "--output", output]);
+    assert!(!refused.status.success());
+    let nowhere = with_flags(&["--output", "/nowhere/at/all/envoy.yaml"]);
+    let said = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(!nowhere.status.success() && said.contains("--output /nowhere/at/all/envoy.yaml"), "{said}");
+    assert_eq!(fs::read(&file).expect("it is still there"), printed);
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing lies beside it");
+}

@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tollgate_local::{
+    control::StandIn,
     stack::{Output, Stack},
     standin::FlowMeshHappened,
 };
@@ -24,7 +25,7 @@ pub enum Source {
 }
 
 impl Source {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Tollgate => "tollgate",
             Self::Envoy => "envoy",
@@ -113,9 +114,22 @@ impl Account {
 
     /// Takes what the stand-ins tell from now on.
     pub fn follow(&self, stack: &Stack) {
-        self.forward(Source::LumId, stack.lum_id.subscribe(), |happened| Some(happened.to_string()));
-        self.forward(Source::Runmesh, stack.runmesh.subscribe(), |happened| Some(happened.to_string()));
-        self.forward(Source::FlowMesh, stack.flowmesh.subscribe(), flowmesh_line);
+        self.follow_one(&StandIn::LumId(stack.lum_id.clone()));
+        self.follow_one(&StandIn::Runmesh(stack.runmesh.clone()));
+        self.follow_one(&StandIn::FlowMesh(stack.flowmesh.clone()));
+    }
+
+    /// Takes what this one tells from now on.
+    pub fn follow_one(&self, standin: &StandIn) {
+        match standin {
+            StandIn::LumId(lum_id) => {
+                self.forward(Source::LumId, lum_id.subscribe(), |happened| Some(happened.to_string()));
+            }
+            StandIn::Runmesh(runmesh) => {
+                self.forward(Source::Runmesh, runmesh.subscribe(), |happened| Some(happened.to_string()));
+            }
+            StandIn::FlowMesh(flowmesh) => self.forward(Source::FlowMesh, flowmesh.subscribe(), flowmesh_line),
+        }
     }
 
     /// The next line.

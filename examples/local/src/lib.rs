@@ -4,6 +4,8 @@
 //! servers on real ports, scripted from the outside and asked afterwards what they saw. The tests of
 //! Tollgate start them on port 0; the local stack starts them on fixed ports.
 //!
+//! [`control`] is how a stand-in that is a process of its own is scripted and asked, and [`cast`] is who they all know.
+//!
 //! [`stack`] brings up Tollgate itself and Envoy as child processes among them.
 //!
 //! [`chaos`] lets many people work with such a stack while everything around them fails, and compares what was
@@ -12,6 +14,8 @@
 //! Nothing here uses the `tollgate` crate: the stand-ins are a second, independent reading of the
 //! contracts, so that a misreading on one side shows up as a failing test.
 
+pub mod cast;
 pub mod chaos;
+pub mod control;
 pub mod stack;
 pub mod standin;

@@ -1,13 +1,15 @@
 //! `tollgate-local`: Tollgate, Envoy and stand-ins for everything else, on one machine.
 //!
 //! `run` keeps them up and tells what happens; `demo` plays through the whole scenario by itself; `chaos` lets everything
-//! fail under load.
+//! fail under load. `standin` is one stand-in as a process of its own, and `probe` its health check.
 
 mod account;
+mod alone;
 mod demo;
 mod intro;
 mod run;
 mod soak;
+mod stop;
 
 use std::{
     io::Write as _,
@@ -35,6 +37,11 @@ enum Command {
     Demo(Binaries),
     /// Let everything fail while many people are at work, and compare what was billed with what was run
     Chaos(soak::ChaosOptions),
+    /// Serve one stand-in, as in a container, and tell what happens until it is asked to stop
+    #[command(name = "standin")]
+    StandIn(alone::StandInOptions),
+    /// Ask a URL: exit code 0 when it answers well. A health check for images without a shell
+    Probe(alone::ProbeOptions),
 }
 
 /// The programs to run.
@@ -117,6 +124,8 @@ async fn main() -> ExitCode {
         Command::Run(options) => run::run(options).await,
         Command::Demo(binaries) => demo::demo(&binaries).await,
         Command::Chaos(options) => soak::chaos(options).await,
+        Command::StandIn(options) => alone::standin(options).await,
+        Command::Probe(options) => alone::probe(options).await,
     };
     result.unwrap_or_else(|error| {
         // There is nobody left to tell when this fails.

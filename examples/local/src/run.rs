@@ -3,34 +3,14 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tollgate_local::stack::{Stack, StackOptions};
 
 use crate::{
     RunOptions,
     account::{Account, Printer, Render, Source, envoy_line, tollgate_line},
     intro,
+    stop::Stop,
 };
-
-/// Ctrl-C and its like.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
 
 /// How the running time ended.
 enum End {

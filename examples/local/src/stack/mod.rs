@@ -19,14 +19,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+pub use crate::cast::{ACME, ALICE, BOB, PAUPER, PEOPLE, Person, WORKERS};
 pub use authority::{Authority, Identity};
 pub use envoy::Envoy;
 pub use ports::{Port, check_ports, free_port};
 pub use process::{Output, Process};
 pub use relay::{Meddled, Meddling, Relay};
-pub use tollgate::Tollgate;
+pub use tollgate::{Tollgate, metric};
 pub use wait::{POLL, wait_for};
-pub use whole::{ACME, ALICE, BOB, PAUPER, PEOPLE, Person, Ports, Stack, StackOptions, WORKERS};
+pub use whole::{Ports, Stack, StackOptions};
 
 /// How long a process may take to be ready. Generous: a busy machine is no error.
 pub const START_LIMIT: Duration = Duration::from_secs(30);

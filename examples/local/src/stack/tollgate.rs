@@ -109,16 +109,7 @@ impl Tollgate {
     /// The sum over all labels of a metric, or one series of it when `name` has its labels as `/metrics` writes them;
     /// `None` when there is no such metric or no answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let answer = self.http.get(format!("{}/metrics", self.admin_url())).send().await.ok()?;
-        let text = answer.error_for_status().ok()?.text().await.ok()?;
-        let mut sum = None;
-        for line in text.lines() {
-            let Some((series, value)) = line.rsplit_once(' ') else { continue };
-            if series == name || series.split('{').next() == Some(name) {
-                sum = Some(sum.unwrap_or(0.0) + value.parse::<f64>().ok()?);
-            }
-        }
-        sum
+        metric(&self.http, &self.admin_url(), name).await
     }
 
     /// Whether `/readyz` says so.
@@ -153,6 +144,20 @@ impl Tollgate {
     pub async fn terminate(&self) -> Result<ExitStatus> {
         self.process.terminate(STOP_LIMIT).await
     }
+}
+
+/// [`Tollgate::metric`] of whichever Tollgate has its admin page at `admin`, an `http://HOST:PORT`.
+pub async fn metric(http: &reqwest::Client, admin: &str, name: &str) -> Option<f64> {
+    let answer = http.get(format!("{admin}/metrics")).send().await.ok()?;
+    let text = answer.error_for_status().ok()?.text().await.ok()?;
+    let mut sum = None;
+    for line in text.lines() {
+        let Some((series, value)) = line.rsplit_once(' ') else { continue };
+        if series == name || series.split('{').next() == Some(name) {
+            sum = Some(sum.unwrap_or(0.0) + value.parse::<f64>().ok()?);
+        }
+    }
+    sum
 }
 
 /// What `tollgate envoy-config` prints.

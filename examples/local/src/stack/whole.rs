@@ -1,4 +1,4 @@
-//! The whole of it: stand-ins, Tollgate and Envoy, with a few people and two workers.
+//! The whole of it: the stand-ins with their [`cast`], Tollgate and Envoy.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,80 +8,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Envoy, Output, Port, Process, Tollgate, check_ports, tollgate::envoy_config};
-use crate::standin::{FlowMesh, LumId, Runmesh};
+use crate::{
+    cast::{self, BRIDGE_SECRET},
+    standin::{FlowMesh, LumId, Runmesh},
+};
 
-/// What Tollgate and the Runmesh stand-in share.
-const BRIDGE_SECRET: &str = "local-bridge-secret";
 /// The longest path of a Unix socket.
 const SOCKET_PATH_LIMIT: usize = 107;
-
-/// Somebody with a token.
-#[derive(Clone, Copy, Debug)]
-pub struct Person {
-    /// The bearer token.
-    pub token: &'static str,
-    /// Their id at lum.id.
-    pub sub: &'static str,
-    /// Their e-mail address.
-    pub email: &'static str,
-    /// Their scopes at lum.id.
-    pub scopes: &'static [&'static str],
-    /// What they have at Runmesh.
-    pub balance: &'static str,
-    /// Who they are, for people.
-    pub about: &'static str,
-}
-
-/// Has money and every right.
-pub const ALICE: Person = Person {
-    token: "lm_pat_live_alice",
-    sub: "user-alice",
-    email: "alice@example.com",
-    scopes: &["flowmesh:*", "lumilake:read"],
-    balance: "250.00",
-    about: "has $250.00 and every right in FlowMesh",
-};
-
-/// Has a little money and a few rights.
-pub const BOB: Person = Person {
-    token: "lm_pat_live_bob",
-    sub: "user-bob",
-    email: "bob@example.com",
-    scopes: &[
-        "flowmesh:workflows:submit",
-        "flowmesh:workflows:read",
-        "flowmesh:workflows:cancel",
-        "flowmesh:tasks:read",
-    ],
-    balance: "5.00",
-    about: "has $5.00, may submit, read and cancel",
-};
-
-/// Has no money.
-pub const PAUPER: Person = Person {
-    token: "lm_pat_live_pauper",
-    sub: "user-pauper",
-    email: "pauper@example.com",
-    scopes: &["flowmesh:*"],
-    balance: "0.00",
-    about: "has $0.00, so the guard refuses submissions",
-};
-
-/// Owns hardware; its worker posts results with this token.
-pub const ACME: Person = Person {
-    token: "lm_pat_live_acme",
-    sub: "supplier-acme",
-    email: "hardware@acme.example",
-    scopes: &["flowmesh:workers:register", "flowmesh:results:write"],
-    balance: "0.00",
-    about: "a supplier, whose workers post results",
-};
-
-/// Everybody.
-pub const PEOPLE: [Person; 4] = [ALICE, BOB, PAUPER, ACME];
-
-/// The workers: id, namespace, price of an hour. The least busy one gets the next task.
-pub const WORKERS: [(&str, &str, f64); 2] = [("wrk-acme-1", "acme", 1.5), ("wrk-borealis-1", "borealis", 2.4)];
 
 /// The ports of everything; 0 is any free one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -162,17 +95,10 @@ impl Stack {
         let StackOptions { tollgate, envoy, ports, dir, settings: more, tollgate_output, envoy_output } = options;
         ports.check()?;
         let local = |port: u16| format!("127.0.0.1:{port}");
-        let lum_id = LumId::start(&local(ports.lum_id)).await.context("cannot start the lum.id stand-in")?;
-        let runmesh = Runmesh::start(&local(ports.runmesh), "/Runmesh", BRIDGE_SECRET).await;
+        let lum_id = cast::lum_id(&local(ports.lum_id)).await.context("cannot start the lum.id stand-in")?;
+        let runmesh = cast::runmesh(&local(ports.runmesh), BRIDGE_SECRET).await;
         let runmesh = runmesh.context("cannot start the Runmesh stand-in")?;
-        let flowmesh = FlowMesh::start(&local(ports.flowmesh)).await.context("cannot start the FlowMesh stand-in")?;
-        for person in PEOPLE {
-            lum_id.user(person.token, person.sub, Some(person.email), person.scopes);
-            runmesh.set_balance(person.email, person.balance);
-        }
-        for (id, namespace, cost_per_hour) in WORKERS {
-            flowmesh.add_worker(id, id, namespace, cost_per_hour);
-        }
+        let flowmesh = cast::flowmesh(&local(ports.flowmesh)).await.context("cannot start the FlowMesh stand-in")?;
 
         let socket = socket(&dir)?;
         let grpc = format!("unix:{}", socket.display());

@@ -95,6 +95,11 @@ impl LumId {
         self.server.url()
     }
 
+    /// The port it has.
+    pub(crate) fn server(&self) -> Arc<Server> {
+        self.server.clone()
+    }
+
     /// Closes the port and every connection; the state stays.
     pub async fn stop(&self) {
         self.server.stop().await;

@@ -3,10 +3,12 @@
 use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
 /// The status of a task; workflows use all but [`Status::Cancelling`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Status {
     /// Waiting for a worker.
     Pending,
@@ -50,7 +52,7 @@ impl fmt::Display for Status {
 }
 
 /// A worker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Worker {
     /// `wrk-…`, or whatever it was added as.
     pub id: String,
@@ -69,7 +71,7 @@ pub struct Worker {
 }
 
 /// What one execution used and cost.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// When the worker began.
     pub started_at: Timestamp,
@@ -86,7 +88,7 @@ pub struct Usage {
 }
 
 /// A task.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     /// `tsk-…`
     pub task_id: String,
@@ -113,7 +115,7 @@ pub struct Task {
 }
 
 /// A workflow.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workflow {
     /// `wfl-…`
     pub workflow_id: String,
@@ -128,7 +130,7 @@ pub struct Workflow {
 }
 
 /// How a task ends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// DONE, FAILED or CANCELLED.
     pub status: Status,
@@ -207,7 +209,7 @@ impl Default for Options {
 }
 
 /// One execution that ought to be billed once.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TruthEntry {
     /// The workflow of the first of its tasks.
     pub workflow_id: String,
@@ -226,7 +228,7 @@ pub struct TruthEntry {
 }
 
 /// One request that was received.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seen {
     /// The method.
     pub method: String,

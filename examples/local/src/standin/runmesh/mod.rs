@@ -20,6 +20,7 @@ use axum::{
     response::Response,
 };
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value, json};
 use tokio::sync::mpsc;
 
@@ -44,7 +45,7 @@ pub struct Runmesh {
 }
 
 /// One accepted billing entry.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// `userEmail`
     pub user_email: String,
@@ -156,6 +157,11 @@ impl Runmesh {
     /// The URL with the base path: what `RUNMESH_BILLING_BASE_URL` is set to.
     pub fn billing_url(&self) -> String {
         format!("{}{}", self.server.url(), self.inner.base_path)
+    }
+
+    /// The port it has.
+    pub(crate) fn server(&self) -> Arc<Server> {
+        self.server.clone()
     }
 
     /// Closes the port and every connection; the state stays.

@@ -33,8 +33,8 @@ struct Cli {
 enum Command {
     /// Start everything, say how to use it, and tell what happens until Ctrl-C
     Run(RunOptions),
-    /// Play the whole scenario on free ports; the exit code says whether all went as expected
-    Demo(Binaries),
+    /// Play the whole scenario, on free ports or with a composed stack; the exit code says whether all went as expected
+    Demo(demo::DemoOptions),
     /// Let everything fail while many people are at work, and compare what was billed with what was run
     Chaos(soak::ChaosOptions),
     /// Serve one stand-in, as in a container, and tell what happens until it is asked to stop
@@ -122,7 +122,7 @@ impl Binaries {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(options) => run::run(options).await,
-        Command::Demo(binaries) => demo::demo(&binaries).await,
+        Command::Demo(options) => demo::demo(&options).await,
         Command::Chaos(options) => soak::chaos(options).await,
         Command::StandIn(options) => alone::standin(options).await,
         Command::Probe(options) => alone::probe(options).await,

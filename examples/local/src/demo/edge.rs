@@ -42,7 +42,7 @@ impl Demo {
             .header("x_flowmesh_scopes", "root")
             .header("x-flowmesh-anything", "at all");
         self.first = Some(self.submit("submission by alice, posing as admin", ALICE, spoofed).await?);
-        let seen = self.last_seen("POST", "/api/v1/workflows")?;
+        let seen = self.last_seen("POST", "/api/v1/workflows").await?;
         let (principal, others): (Vec<_>, Vec<_>) =
             identity_headers(&seen).into_iter().partition(|(name, _)| name.contains("id") && name != "org-id");
         let expected = "external-id=user-alice principal-id=user-alice";
@@ -61,13 +61,13 @@ impl Demo {
         let answer = self.send(self.submission(&PAUPER, 1)?).await?;
         self.narrator.compare("submission by the pauper", 402, answer.status);
         self.narrator.compare("  its body", POOR, &answer.body);
-        let asked = self.stack.runmesh.checks().pop().unwrap_or_default();
+        let asked = self.world.runmesh.checks().await?.pop().unwrap_or_default();
         let expected = json!({"userEmail": PAUPER.email, "requiredAmount": "0.01"});
         self.narrator.compare("  the question to Runmesh", expected, asked);
         let answer = self.get("/api/v1/workflows", Some(PAUPER.token)).await?;
         self.narrator.compare("the pauper may read", 200, answer.status);
 
-        let before = self.stack.flowmesh.workflows().len();
+        let before = self.world.flowmesh.workflows().await?.len();
         for path in ["/api/v1/%77orkflows", "/api/v1%2Fworkflows", "//api/v1/workflows"] {
             let trick = self.request("POST", path, Some(PAUPER.token))?.body("- name: free\n");
             let answer = self.send(trick).await?;
@@ -76,16 +76,15 @@ impl Demo {
         let trick = self.request("POST", "/api/v1/%77orkflows", None)?.body("- name: free\n");
         let answer = self.send(trick).await?;
         self.narrator.compare("nobody as POST /api/v1/%77orkflows", MISSING, answer.whole());
-        let new = self.stack.flowmesh.workflows().len() - before;
+        let new = self.world.flowmesh.workflows().await?.len() - before;
         self.narrator.compare("  workflows that came of it", 0, new);
         Ok(())
     }
 
     /// The last request of this kind that came to FlowMesh.
-    pub(super) fn last_seen(&self, method: &str, path: &str) -> Result<Seen> {
-        let requests = self.stack.flowmesh.requests();
-        let last = requests.into_iter().rev().find(|seen| seen.method == method && seen.path_and_query == path);
-        last.with_context(|| format!("{method} {path} has not come to FlowMesh"))
+    pub(super) async fn last_seen(&self, method: &str, path: &str) -> Result<Seen> {
+        let requests = self.world.flowmesh.requests_of(method, path).await?;
+        requests.last.with_context(|| format!("{method} {path} has not come to FlowMesh"))
     }
 }
 

@@ -1,74 +1,134 @@
 //! `tollgate-local demo`: the whole scenario, each step in one line.
+//!
+//! The scenario knows only a [`World`]. What was there before in one that is not new is left aside, so it may be played
+//! again and again with the same composed stack.
 
 mod billing;
+mod compose;
 mod edge;
 mod narrator;
 mod outages;
+mod world;
 
-use std::{collections::HashMap, process::ExitCode, time::Duration, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tollgate_local::{
-    stack::{ACME, Person, Ports, Stack, StackOptions, free_port, http_client, wait_for},
+    stack::{ACME, Person, http_client, wait_for},
     standin::TruthEntry,
 };
 
-use crate::{Binaries, account::Printer};
+use crate::{Binaries, account::Printer, stop::Stop};
 use narrator::Narrator;
+use world::World;
 
-/// How long a charge may take without outages in between: twice the interval of the first sweep.
-const CHARGE_LIMIT: Duration = Duration::from_secs(15);
+/// What Tollgate has still to find out or to post.
+const FIGURES: [&str; 6] = [
+    "tollgate_open_submissions",
+    "tollgate_open_workflows",
+    "tollgate_held_workflows",
+    "tollgate_due_tasks",
+    "tollgate_charges_pending",
+    "tollgate_charges_held",
+];
+
+#[derive(Args)]
+pub struct DemoOptions {
+    #[command(flatten)]
+    binaries: Binaries,
+    /// Play with the running stack of this compose project instead, which nobody else uses meanwhile. Kills, stops and
+    /// starts its containers by the docker command; reaches the stand-ins by their addresses on the project's network,
+    /// so it wants a Linux host
+    #[arg(long, value_name = "PROJECT", conflicts_with_all = ["tollgate_bin", "envoy_bin"])]
+    compose: Option<String>,
+}
 
 /// Plays everything.
-pub async fn demo(binaries: &Binaries) -> Result<ExitCode> {
+pub async fn demo(options: &DemoOptions) -> Result<ExitCode> {
     let started = Instant::now();
     let printer = Printer::new();
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let folder = tempfile::Builder::new().prefix("tollgate-").tempdir().context("no temporary folder")?;
-    let options = StackOptions {
-        tollgate: binaries.tollgate()?,
-        envoy: binaries.envoy()?,
-        // Envoy is started anew on the way, and must come back where it was.
-        ports: Ports { edge: free_port()?, ..Ports::default() },
-        dir: folder.path().to_owned(),
-        // What the sweep finds by itself it finds within seconds rather than minutes.
-        settings: vec![("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned())],
-        tollgate_output: None,
-        envoy_output: None,
-    };
-    printer.plain("Starting lum.id, Runmesh and FlowMesh stand-ins, Tollgate and Envoy on free ports.");
+    let mut stop = Stop::listen()?;
+    let http = http_client()?;
     let played = async {
-        let stack = Stack::start(options).await?;
-        let mut demo = Demo {
-            stack,
-            http: http_client()?,
-            narrator: Narrator::new(printer),
-            first: None,
-            submitters: HashMap::new(),
+        let world = if let Some(project) = &options.compose {
+            printer.plain(format_args!("Playing with the containers of compose project {project}."));
+            World::composed(project, &http).await?
+        } else {
+            printer.plain("Starting lum.id, Runmesh and FlowMesh stand-ins, Tollgate and Envoy on free ports.");
+            World::local(&options.binaries, &http).await?
         };
+        let before = Before::look(&world).await?;
+        let (narrator, submitters) = (Narrator::new(printer), HashMap::new());
+        let mut demo = Demo { world, http, narrator, before, first: None, submitters };
+        demo.recovered().await?;
         demo.play().await;
-        demo.narrator.outcome("orderly stop", demo.stack.stop().await);
         anyhow::Ok(demo.narrator.summary(started.elapsed()))
     };
-    // What still runs when this is cut short is killed as it is dropped.
+    // Processes that still run when this is cut short are killed as they are dropped. Containers are left as they are;
+    // the next run starts them.
     tokio::select! {
         all_well = played => Ok(if all_well? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-        _ = interrupt.recv() => Ok(ExitCode::FAILURE),
-        _ = terminate.recv() => Ok(ExitCode::FAILURE),
+        () = stop.asked() => Ok(ExitCode::FAILURE),
     }
 }
 
 struct Demo {
-    stack: Stack,
+    world: World,
     http: reqwest::Client,
     narrator: Narrator,
+    before: Before,
     /// What alice submitted first.
     first: Option<Submitted>,
     /// Who submitted which workflow.
     submitters: HashMap<String, Person>,
+}
+
+/// What was there before.
+struct Before {
+    workflows: HashSet<String>,
+    entries: usize,
+    lum_id_violations: usize,
+    runmesh_violations: usize,
+    /// In the order of [`FIGURES`].
+    figures: [f64; FIGURES.len()],
+}
+
+impl Before {
+    /// Undoes what a scenario that was cut short has left behind, and looks what is there.
+    async fn look(world: &World) -> Result<Self> {
+        world.lum_id.resume().await?;
+        world.runmesh.resume().await?;
+        world.flowmesh.set_dispatch_delay(Duration::ZERO).await?;
+        // A charge that FlowMesh has forgotten could not be told from one of this scenario later on. One that is not
+        // posted for long is of no matter: it is hardly posted just then.
+        let _ = wait_for("older charges to be posted", world.charge_limit, async || {
+            world.tollgate.metric("tollgate_charges_pending").await.filter(|pending| *pending == 0.0)
+        })
+        .await;
+        let mut figures = [0.0; FIGURES.len()];
+        for (name, figure) in FIGURES.iter().zip(&mut figures) {
+            *figure = world.tollgate.metric(name).await.with_context(|| format!("Tollgate has no metric {name}"))?;
+        }
+        let workflows = world.flowmesh.workflows().await?;
+        Ok(Self {
+            workflows: workflows.into_iter().map(|workflow| workflow.workflow_id).collect(),
+            entries: world.runmesh.entries().await?.len(),
+            lum_id_violations: world.lum_id.violations().await?.len(),
+            runmesh_violations: world.runmesh.violations().await?.len(),
+            figures,
+        })
+    }
+}
+
+/// A token of which nobody has ever heard, Tollgate's memory for refused ones included.
+fn unseen_token() -> String {
+    format!("never-seen-before-{:016x}", fastrand::u64(..))
 }
 
 /// A submission that was answered with 201.
@@ -116,6 +176,8 @@ impl Demo {
         self.narrator.unless_broken("Runmesh down", result);
         let result = self.tollgate_killed().await;
         self.narrator.unless_broken("Tollgate killed", result);
+        let result = self.tollgate_dies().await;
+        self.narrator.unless_broken("Tollgate died", result);
         let result = self.envoy_killed().await;
         self.narrator.unless_broken("Envoy killed", result);
         let result = self.lum_id_down().await;
@@ -125,11 +187,26 @@ impl Demo {
         self.narrator.heading("The account");
         let result = self.balance_of_books().await;
         self.narrator.unless_broken("account", result);
+        self.narrator.outcome("orderly stop", self.world.stop().await);
+        let result = self.as_it_was().await;
+        self.narrator.unless_broken("start after the stop", result);
+    }
+
+    /// A composed stack goes on after the scenario.
+    async fn as_it_was(&mut self) -> Result<()> {
+        if self.world.tollgate.container().is_none() {
+            return Ok(());
+        }
+        self.world.tollgate.restart().await?;
+        self.world.envoy.restart().await?;
+        let answer = self.recovered().await?;
+        self.narrator.compare("started again; a read", 200, answer.status);
+        Ok(())
     }
 
     fn request(&self, method: &str, path: &str, token: Option<&str>) -> Result<reqwest::RequestBuilder> {
         let method = method.parse().context("no such method")?;
-        let request = self.http.request(method, format!("{}{path}", self.stack.envoy.edge_url()));
+        let request = self.http.request(method, format!("{}{path}", self.world.envoy.edge_url()));
         Ok(match token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -168,7 +245,7 @@ impl Demo {
 
     /// The worker of a task posts its result through the edge.
     async fn post_result(&self, task_id: &str) -> Result<Answer> {
-        let worker = self.stack.flowmesh.task(task_id).and_then(|task| task.assigned_worker);
+        let worker = self.world.flowmesh.task(task_id).await?.and_then(|task| task.assigned_worker);
         let body = json!({"task_id": task_id, "metadata": {}, "result": {"loss": 0.1}, "worker_id": worker});
         let request = self.request("POST", "/api/v1/results", Some(ACME.token))?;
         self.send(request.json(&body)).await
@@ -177,22 +254,24 @@ impl Demo {
     /// Waits for the entry of a task and compares it with what FlowMesh says about the task.
     async fn expect_entry(&mut self, step: &str, task_ids: &[String], limit: Duration) -> Result<()> {
         let arrived = wait_for(format!("the billing entry of {}", task_ids.join(", ")), limit, async || {
-            self.stack.runmesh.entries().into_iter().find(|entry| task_ids.contains(&entry.task_id))
+            self.world.runmesh.entries().await.ok()?.into_iter().find(|entry| task_ids.contains(&entry.task_id))
         });
         let entry = arrived.await?;
-        let truth = self.stack.flowmesh.truth();
-        let truth = truth.iter().find(|truth| truth.task_ids.contains(&entry.task_id));
-        let expected = truth.map_or(Value::Null, |truth| self.expected_entry(truth, &entry.task_id));
+        let truth = self.world.flowmesh.truth().await?;
+        let expected = match truth.iter().find(|truth| truth.task_ids.contains(&entry.task_id)) {
+            Some(truth) => self.expected_entry(truth, &entry.task_id).await?,
+            None => Value::Null,
+        };
         self.narrator.compare_as(step, (&in_short(&expected), &in_short(&entry.raw)), (&expected, &entry.raw));
         Ok(())
     }
 
     /// What Runmesh ought to get for an execution, under this one of its tasks.
-    fn expected_entry(&self, truth: &TruthEntry, task_id: &str) -> Value {
-        let task = self.stack.flowmesh.task(task_id);
+    async fn expected_entry(&self, truth: &TruthEntry, task_id: &str) -> Result<Value> {
+        let task = self.world.flowmesh.task(task_id).await?;
         let workflow_id = task.map_or_else(|| truth.workflow_id.clone(), |task| task.workflow_id);
         let submitter = self.submitters.get(&workflow_id);
-        json!({
+        Ok(json!({
             "userEmail": submitter.map(|person| person.email),
             "userSub": submitter.map(|person| person.sub),
             "taskId": task_id,
@@ -201,7 +280,7 @@ impl Demo {
             "durationSec": Duration::try_from_secs_f64(truth.runtime_sec).ok().map(|time| time.as_secs()),
             "costPerHour": truth.cost_per_hour,
             "taskStatus": truth.status,
-        })
+        }))
     }
 }
 

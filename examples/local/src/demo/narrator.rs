@@ -55,6 +55,11 @@ impl Narrator {
         }
     }
 
+    /// A step that cannot be taken here, which counts for nothing.
+    pub fn left_out(&self, step: &str, reason: &str) {
+        self.printer.plain(format_args!("{} {step}: left out, {reason}", self.printer.coloured(33, "--  ")));
+    }
+
     /// How it all went. Whether all went well.
     pub fn summary(&self, took: Duration) -> bool {
         let steps = self.well + self.wrong;

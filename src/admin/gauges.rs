@@ -1,0 +1,114 @@
+//! The gauges that are read when they are asked for: what is in memory, and what waits in the ledger.
+
+use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::Admin;
+use crate::guard::Guard;
+use crate::ledger::Backlog;
+
+/// Figures that are read when they are asked for.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    dropped_log_lines: Gauge,
+    identities: Gauge,
+    refused: Gauge,
+    sources: Gauge,
+    introspections: Gauge,
+    introspections_waiting: Gauge,
+    preflights: Gauge,
+    suppliers: Gauge,
+    lookups: Gauge,
+    lookups_waiting: Gauge,
+    open_submissions: Gauge,
+    open_workflows: Gauge,
+    held_workflows: Gauge,
+    due_tasks: Gauge,
+    held_tasks: Gauge,
+    gone_tasks: Gauge,
+    pending: Gauge,
+    held: Gauge,
+    rejected: Gauge,
+    oldest_pending_seconds: Gauge,
+}
+
+impl Gauges {
+    /// Registers every gauge; those of the ledger only where there is one.
+    #[must_use]
+    pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
+        let gauges = Self::default();
+        let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        let help = "Log lines that standard error did not take in time";
+        add("tollgate_log_lines_dropped", help, &gauges.dropped_log_lines);
+        add("tollgate_identity_cache_entries", "Active tokens in memory", &gauges.identities);
+        add("tollgate_identity_refused_entries", "Refused tokens in memory", &gauges.refused);
+        add("tollgate_identity_sources", "Sources with refused tokens counted", &gauges.sources);
+        add("tollgate_introspections_in_flight", "Calls to lum.id in flight", &gauges.introspections);
+        let help = "Calls to lum.id that wait for their place";
+        add("tollgate_introspections_waiting", help, &gauges.introspections_waiting);
+        add("tollgate_preflights_in_flight", "Balance preflights in flight", &gauges.preflights);
+        add("tollgate_supplier_cache_entries", "Workers and task assignments in memory", &gauges.suppliers);
+        add("tollgate_supplier_lookups_in_flight", "Supplier look-ups in flight", &gauges.lookups);
+        let help = "Supplier look-ups that wait for their place";
+        add("tollgate_supplier_lookups_waiting", help, &gauges.lookups_waiting);
+        if with_ledger {
+            add("tollgate_open_submissions", "Submissions of which no workflow is known", &gauges.open_submissions);
+            add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
+            add("tollgate_held_workflows", "Workflows without an owner", &gauges.held_workflows);
+            add("tollgate_due_tasks", "Tasks to ask FlowMesh after", &gauges.due_tasks);
+            add("tollgate_held_tasks", "Ended tasks whose cost cannot be read", &gauges.held_tasks);
+            add("tollgate_gone_tasks", "Tasks given up because FlowMesh forgot them", &gauges.gone_tasks);
+            add("tollgate_charges_pending", "Charges to post", &gauges.pending);
+            add("tollgate_charges_held", "Charges without an owner or e-mail", &gauges.held);
+            add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &gauges.rejected);
+            let help = "Age of the oldest charge not posted";
+            add("tollgate_oldest_pending_charge_seconds", help, &gauges.oldest_pending_seconds);
+        }
+        gauges
+    }
+
+    pub fn set(&self, admin: &Admin) {
+        let identity = admin.identity.figures();
+        let (suppliers, lookups, lookups_waiting) = admin.suppliers.figures();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        set_all([
+            (&self.dropped_log_lines, count(admin.dropped_log_lines.dropped_lines())),
+            (&self.identities, identity.active),
+            (&self.refused, identity.refused),
+            (&self.sources, identity.sources),
+            (&self.introspections, count(identity.in_flight)),
+            (&self.introspections_waiting, count(identity.waiting)),
+            (&self.preflights, count(admin.guard.as_ref().map_or(0, Guard::in_flight))),
+            (&self.suppliers, suppliers),
+            (&self.lookups, count(lookups)),
+            (&self.lookups_waiting, count(lookups_waiting)),
+        ]);
+    }
+
+    pub fn set_backlog(&self, backlog: &Backlog, now: Timestamp) {
+        set_all([
+            (&self.open_submissions, backlog.open_submissions),
+            (&self.open_workflows, backlog.open_workflows),
+            (&self.held_workflows, backlog.held_workflows),
+            (&self.due_tasks, backlog.due_tasks),
+            (&self.held_tasks, backlog.held_tasks),
+            (&self.gone_tasks, backlog.gone_tasks),
+            (&self.pending, backlog.pending_charges),
+            (&self.held, backlog.held_charges),
+            (&self.rejected, backlog.rejected_charges),
+        ]);
+        self.oldest_pending_seconds.set(backlog_age(backlog, now));
+    }
+}
+
+/// Seconds since the oldest charge not posted was settled; 0 without one.
+pub fn backlog_age(backlog: &Backlog, now: Timestamp) -> i64 {
+    backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs())
+}
+
+fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {
+    for (gauge, value) in gauges {
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}

@@ -31,6 +31,10 @@ pub struct Gauges {
     held: Gauge,
     rejected: Gauge,
     oldest_pending_seconds: Gauge,
+    oldest_held_seconds: Gauge,
+    oldest_rejected_seconds: Gauge,
+    oldest_due_seconds: Gauge,
+    oldest_open_seconds: Gauge,
 }
 
 impl Gauges {
@@ -64,6 +68,14 @@ impl Gauges {
             add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &gauges.rejected);
             let help = "Age of the oldest charge not posted";
             add("tollgate_oldest_pending_charge_seconds", help, &gauges.oldest_pending_seconds);
+            let help = "Age of the oldest charge that is held for its owner or their e-mail";
+            add("tollgate_oldest_held_charge_seconds", help, &gauges.oldest_held_seconds);
+            let help = "Age of the oldest charge that Runmesh refused for good";
+            add("tollgate_oldest_rejected_charge_seconds", help, &gauges.oldest_rejected_seconds);
+            let help = "How long the task that has been due for longest waits to be asked after";
+            add("tollgate_oldest_due_task_seconds", help, &gauges.oldest_due_seconds);
+            let help = "Time since the oldest workflow that is not settled was first heard of";
+            add("tollgate_oldest_open_workflow_seconds", help, &gauges.oldest_open_seconds);
         }
         gauges
     }
@@ -98,13 +110,21 @@ impl Gauges {
             (&self.held, backlog.held_charges),
             (&self.rejected, backlog.rejected_charges),
         ]);
-        self.oldest_pending_seconds.set(backlog_age(backlog, now));
+        for (gauge, oldest) in [
+            (&self.oldest_pending_seconds, backlog.oldest_pending),
+            (&self.oldest_held_seconds, backlog.oldest_held),
+            (&self.oldest_rejected_seconds, backlog.oldest_rejected),
+            (&self.oldest_due_seconds, backlog.oldest_due_task),
+            (&self.oldest_open_seconds, backlog.oldest_open_workflow),
+        ] {
+            gauge.set(age(oldest, now));
+        }
     }
 }
 
-/// Seconds since the oldest charge not posted was settled; 0 without one.
-pub fn backlog_age(backlog: &Backlog, now: Timestamp) -> i64 {
-    backlog.oldest_pending.map_or(0, |at| now.duration_since(at).as_secs())
+/// Seconds since then; 0 without such a time, or before it.
+pub fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
+    since.map_or(0, |at| now.duration_since(at).as_secs().max(0))
 }
 
 fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {

@@ -25,7 +25,6 @@ use crate::lifecycle::Stopping;
 use crate::supplier::Suppliers;
 use crate::telemetry::Metrics;
 pub use gauges::Gauges;
-use gauges::backlog_age;
 
 /// What the pages show.
 pub struct Admin {

@@ -13,14 +13,15 @@ use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
 
-use super::{Admin, backlog_age};
+use super::Admin;
+use super::gauges::age;
 
 pub async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     let draining = admin.stopping.drain.is_cancelled();
     let (ledger, age) = match &admin.ledger {
         None => (Ok("off".to_owned()), None),
         Some(ledger) => match ledger.backlog().await {
-            Ok(backlog) => (Ok("ok".to_owned()), Some(backlog_age(&backlog, Timestamp::now()))),
+            Ok(backlog) => (Ok("ok".to_owned()), Some(age(backlog.oldest_pending, Timestamp::now()))),
             Err(error) => (Err(error.to_string()), None),
         },
     };

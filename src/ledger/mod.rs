@@ -202,7 +202,14 @@ pub struct Backlog {
     pub pending_charges: u64,
     pub held_charges: u64,
     pub rejected_charges: u64,
+    /// When the oldest of each was settled; `None` without one.
     pub oldest_pending: Option<Timestamp>,
+    pub oldest_held: Option<Timestamp>,
+    pub oldest_rejected: Option<Timestamp>,
+    /// When the most overdue task was due, or the first one will be.
+    pub oldest_due_task: Option<Timestamp>,
+    /// When the ledger first heard of the oldest workflow that is not settled.
+    pub oldest_open_workflow: Option<Timestamp>,
 }
 
 /// How many rows were pruned.

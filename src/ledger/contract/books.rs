@@ -128,3 +128,39 @@ pub async fn one_thing_is_shown_with_all_that_is_known_of_it<S: Store>() {
     assert_eq!(books.workflow("wfl-none").await.expect("read"), None);
     assert_eq!(books.submission("sub-none").await.expect("read"), None);
 }
+
+pub async fn the_oldest_of_everything_that_waits_is_told_and_nothing_of_what_is_over<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    assert_eq!(fixture.backlog().await, Backlog::default());
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.held_workflow("wfl-2", 5).await;
+    let settled = async |task: &str, workflow: &str, second| {
+        fixture.ledger().settle(task, Some(workflow), &usage(task), at(second)).await.expect("committed");
+    };
+    for (task, workflow, second) in [
+        ("tsk-held", "wfl-2", 10),
+        ("tsk-held-later", "wfl-2", 11),
+        ("tsk-rejected", "wfl-1", 20),
+        ("tsk-posted", "wfl-1", 9),
+        ("tsk-pending-later", "wfl-1", 31),
+        ("tsk-pending", "wfl-1", 30),
+    ] {
+        settled(task, workflow, second).await;
+    }
+    fixture.ledger().post_rejected("tsk-rejected", "status 422: no").await.expect("committed");
+    fixture.ledger().posted("tsk-posted", at(12)).await.expect("committed");
+    for (task, second) in [("tsk-due-later", 41), ("tsk-due", 40)] {
+        fixture.ledger().record(&[Event::TaskEnded { task_id: task.into() }], at(second)).await.expect("committed");
+    }
+    let backlog = fixture.backlog().await;
+    assert_eq!(
+        [backlog.oldest_held, backlog.oldest_rejected, backlog.oldest_pending],
+        [Some(at(10)), Some(at(20)), Some(at(30))]
+    );
+    // What has just been heard of is left in peace for a moment.
+    let due = backlog.oldest_due_task.expect("one");
+    assert!((at(40)..at(41)).contains(&due), "{due}");
+    assert_eq!(backlog.oldest_open_workflow, Some(at(2)));
+    fixture.settle_workflows(50).await;
+    assert_eq!(fixture.backlog().await.oldest_open_workflow, None);
+}

@@ -88,6 +88,7 @@ macro_rules! suite {
             }
             books {
                 everything_is_counted_by_state_with_its_oldest_and_summed_exactly
+                the_oldest_of_everything_that_waits_is_told_and_nothing_of_what_is_over
                 charges_are_listed_newest_first_page_by_page_and_filtered
                 posted_charges_come_in_the_order_of_posting_page_by_page
                 held_workflows_are_listed_with_those_who_may_have_made_them

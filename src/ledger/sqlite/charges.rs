@@ -245,22 +245,26 @@ pub async fn rejected(pool: &SqlitePool, task_id: &str, answer: &str) -> Result<
     Ok(())
 }
 
-/// Counts by state.
+/// Counts by state, and the oldest of each. Every part goes by a partial index: what is done is not looked at.
+pub const BACKLOG: &str = "SELECT
+    (SELECT COUNT(*) FROM submissions WHERE state = 'open') AS open_submissions,
+    (SELECT COUNT(*) FROM workflows WHERE state = 'open') AS open_workflows,
+    (SELECT COUNT(*) FROM workflows WHERE attribution = 'held' AND state <> 'ignored') AS held_workflows,
+    (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS due_tasks,
+    (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND hold_reason IS NOT NULL) AS held_tasks,
+    (SELECT COUNT(*) FROM tasks WHERE outcome = 'gone') AS gone_tasks,
+    (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
+    (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
+    (SELECT COUNT(*) FROM charges WHERE state = 'rejected') AS rejected_charges,
+    (SELECT MIN(created_at) FROM charges WHERE state = 'pending') AS oldest_pending,
+    (SELECT MIN(created_at) FROM charges WHERE state = 'held') AS oldest_held,
+    (SELECT MIN(created_at) FROM charges WHERE state = 'rejected') AS oldest_rejected,
+    (SELECT MIN(settle_at) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS oldest_due_task,
+    (SELECT MIN(noted_at) FROM workflows WHERE state = 'open') AS oldest_open_workflow";
+
+/// What [`BACKLOG`] says.
 pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT (SELECT COUNT(*) FROM submissions WHERE state = 'open') AS open_submissions,
-                (SELECT COUNT(*) FROM workflows WHERE state = 'open') AS open_workflows,
-                (SELECT COUNT(*) FROM workflows WHERE attribution = 'held' AND state <> 'ignored') AS held_workflows,
-                (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL) AS due_tasks,
-                (SELECT COUNT(*) FROM tasks WHERE state = 'open' AND hold_reason IS NOT NULL) AS held_tasks,
-                (SELECT COUNT(*) FROM tasks WHERE outcome = 'gone') AS gone_tasks,
-                (SELECT COUNT(*) FROM charges WHERE state = 'pending') AS pending_charges,
-                (SELECT COUNT(*) FROM charges WHERE state = 'held') AS held_charges,
-                (SELECT COUNT(*) FROM charges WHERE state = 'rejected') AS rejected_charges,
-                (SELECT MIN(created_at) FROM charges WHERE state = 'pending') AS oldest_pending",
-    )
-    .fetch_one(pool)
-    .await?;
+    let row = sqlx::query(BACKLOG).fetch_one(pool).await?;
     let count = |name: &str| row.try_get::<i64, _>(name).map(i64::unsigned_abs);
     Ok(Backlog {
         open_submissions: count("open_submissions")?,
@@ -273,5 +277,9 @@ pub async fn backlog(pool: &SqlitePool) -> Result<Backlog, sqlx::Error> {
         held_charges: count("held_charges")?,
         rejected_charges: count("rejected_charges")?,
         oldest_pending: optional_time(&row, "oldest_pending")?,
+        oldest_held: optional_time(&row, "oldest_held")?,
+        oldest_rejected: optional_time(&row, "oldest_rejected")?,
+        oldest_due_task: optional_time(&row, "oldest_due_task")?,
+        oldest_open_workflow: optional_time(&row, "oldest_open_workflow")?,
     })
 }

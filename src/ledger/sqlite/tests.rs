@@ -9,6 +9,7 @@ use crate::access_log::event::Event;
 use crate::drive::News;
 use crate::ledger::books::Books;
 use crate::ledger::contract::{Fixture, Store, alice, at, charged, suite};
+use crate::ledger::sqlite::charges::BACKLOG;
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::telemetry::Metrics;
@@ -171,8 +172,8 @@ async fn what_runs_often_uses_an_index_however_many_rows_are_done() {
             "SELECT * FROM workflows WHERE attribution = 'held' AND state IN ('open', 'settled') AND noted_at >= 1",
             "workflows_held",
         ),
-        ("SELECT COUNT(*) FROM charges WHERE state = 'pending'", "charges_due"),
-        ("SELECT COUNT(*) FROM charges WHERE state = 'held'", "charges_held_of"),
+        ("SELECT COUNT(*) FROM charges WHERE state = 'pending'", "charges_pending"),
+        ("SELECT COUNT(*) FROM charges WHERE state = 'held'", "charges_held"),
         ("SELECT COUNT(*) FROM charges WHERE state = 'rejected'", "charges_rejected"),
         ("SELECT COUNT(*) FROM tasks WHERE outcome = 'gone'", "tasks_gone"),
         (
@@ -202,6 +203,36 @@ async fn what_runs_often_uses_an_index_however_many_rows_are_done() {
                 .await
                 .expect("explained");
         assert!(plan.iter().any(|(.., step)| step.contains(index)), "{query}: {plan:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_scrape_looks_at_no_row_that_is_over_and_steps_to_the_oldest_of_the_others() {
+    let fixture = Fixture::<SqliteStore>::new().await;
+    let plan: Vec<(i64, i64, i64, String)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {BACKLOG}")))
+            .fetch_all(&fixture.store.ledger.read)
+            .await
+            .expect("explained");
+    let steps: Vec<&str> = plan
+        .iter()
+        .map(|(.., step)| step.as_str())
+        .filter(|step| step.starts_with("SEARCH ") || (step.starts_with("SCAN ") && *step != "SCAN CONSTANT ROW"))
+        .collect();
+    assert!(steps.len() >= 14, "{plan:?}");
+    // Partial, so that it has live rows only.
+    let partial: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql LIKE '% WHERE %'")
+            .fetch_all(&fixture.store.ledger.read)
+            .await
+            .expect("read");
+    for step in &steps {
+        let index = step.split(" INDEX ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("none");
+        assert!(partial.iter().any(|name| name == index), "{step}: {steps:#?}");
+    }
+    for index in ["charges_pending", "charges_held", "charges_rejected", "tasks_due", "workflows_open"] {
+        let stepped = steps.iter().any(|step| step.starts_with("SEARCH") && step.contains(index));
+        assert!(stepped, "{index}: {steps:#?}");
     }
 }
 

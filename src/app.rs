@@ -44,6 +44,7 @@ use crate::tls::Certificates;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
 use crate::upstream::runmesh::Runmesh;
+use crate::upstream::times::Times;
 use crate::upstream::{CallError, Http};
 
 /// The clients of the systems on the other side.
@@ -52,6 +53,8 @@ pub struct Upstreams {
     pub flowmesh: FlowMesh,
     /// Absent without billing.
     pub runmesh: Option<Runmesh>,
+    /// How long they take.
+    pub times: Times,
 }
 
 impl Upstreams {
@@ -59,8 +62,9 @@ impl Upstreams {
     /// When one of them needs TLS and this machine has no trusted root.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let limits = &config.limits;
+        let times = Times::default();
         let http = |variable: &str, upstream: &BaseUrl, limit| {
-            Http::new(upstream, limit).map_err(|error| {
+            Http::new(upstream, limit).map(|http| http.measured(times.clone())).map_err(|error| {
                 let error = CallError::from(error);
                 anyhow!("{variable}: cannot speak TLS ({error}): are CA certificates installed, or SSL_CERT_FILE set?")
             })
@@ -78,6 +82,7 @@ impl Upstreams {
             lum_id: LumId::new(lum_id, &config.lum_id_base_url),
             flowmesh: FlowMesh::new(flowmesh, config.flowmesh.clone()),
             runmesh,
+            times,
         })
     }
 }
@@ -139,7 +144,8 @@ impl App {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());
-        let Self { config, upstreams: Upstreams { lum_id, flowmesh, runmesh }, grpc, admin, ledger, .. } = self;
+        let Self { config, upstreams: Upstreams { lum_id, flowmesh, runmesh, times }, grpc, admin, ledger, .. } = self;
+        times.register(&mut registry);
         let limits = &config.limits;
 
         let secrets = Secrets::new(&config, metrics.secret_reloads.clone()).map_err(Failure::Signals)?;

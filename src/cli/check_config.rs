@@ -69,7 +69,7 @@ async fn ledger(config: &Config) -> Result<String, String> {
     }
 }
 
-async fn online(Upstreams { lum_id, flowmesh, runmesh }: &Upstreams) -> [Line; 3] {
+async fn online(Upstreams { lum_id, flowmesh, runmesh, .. }: &Upstreams) -> [Line; 3] {
     let lum_id = async {
         match lum_id.introspect(NO_TOKEN).await {
             Ok(Introspection::Inactive) => Ok("it knows an invalid token for one".to_owned()),

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Number;
 use serde_json::value::RawValue;
 
+use super::times::{Call, Times};
 use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{self, expose};
 
@@ -26,8 +27,34 @@ const NOT_FOUND: CallError = CallError::Status { status: 404, retry_after: None 
 /// The client.
 #[derive(Debug, Clone)]
 pub struct FlowMesh {
+    calls: Calls,
     http: Http,
     config: config::Flowmesh,
+}
+
+/// How long each kind of call takes; the two of which a request waits for the answer are apart.
+#[derive(Debug, Clone)]
+struct Calls {
+    task: Call,
+    task_status: Call,
+    workflow: Call,
+    workflows: Call,
+    workers: Call,
+    worker: Call,
+}
+
+impl Calls {
+    fn new(times: &Times) -> Self {
+        let call = |name| times.of("flowmesh", name);
+        Self {
+            task: call("task"),
+            task_status: call("task_status"),
+            workflow: call("workflow"),
+            workflows: call("workflows"),
+            workers: call("workers"),
+            worker: call("worker"),
+        }
+    }
 }
 
 /// A task, as far as billing is concerned.
@@ -96,7 +123,7 @@ impl FlowMesh {
     /// `http` carries the time limit of a call where nobody waits.
     #[must_use]
     pub fn new(http: Http, config: config::Flowmesh) -> Self {
-        Self { http, config }
+        Self { calls: Calls::new(&http.times), http, config }
     }
 
     /// A task; `None` when FlowMesh does not know it (any more).
@@ -104,6 +131,7 @@ impl FlowMesh {
     /// # Errors
     /// [`CallError`] when FlowMesh did not give the agreed answer.
     pub async fn task(&self, task_id: &str) -> Result<Option<Task>, CallError> {
+        let _measured = self.calls.task.begin();
         self.get(&self.http, &format!("/api/v1/tasks/{task_id}"), ITEM_LIMIT).await
     }
 
@@ -112,6 +140,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn task_status(&self, task_id: &str, limit: Duration) -> Result<Option<Task>, CallError> {
+        let _measured = self.calls.task_status.begin();
         let path = format!("/api/v1/tasks/{task_id}?view=status");
         self.get(&self.http.with_limit(limit), &path, LOOKUP_LIMIT).await
     }
@@ -121,6 +150,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn workflow(&self, workflow_id: &str) -> Result<Option<Workflow>, CallError> {
+        let _measured = self.calls.workflow.begin();
         self.get(&self.http, &format!("/api/v1/workflows/{workflow_id}"), ITEM_LIMIT).await
     }
 
@@ -129,6 +159,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn workflows(&self) -> Result<Vec<WorkflowSummary>, CallError> {
+        let _measured = self.calls.workflows.begin();
         // Counts instead of lists keep a long answer short; older servers ignore the parameter.
         self.list("/api/v1/workflows?view=status").await
     }
@@ -138,6 +169,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn workers(&self) -> Result<Vec<Worker>, CallError> {
+        let _measured = self.calls.workers.begin();
         self.list("/api/v1/workers").await
     }
 
@@ -146,6 +178,7 @@ impl FlowMesh {
     /// # Errors
     /// As [`FlowMesh::task`].
     pub async fn worker(&self, worker_id: &str, limit: Duration) -> Result<Option<Worker>, CallError> {
+        let _measured = self.calls.worker.begin();
         self.get(&self.http.with_limit(limit), &format!("/api/v1/workers/{worker_id}"), LOOKUP_LIMIT).await
     }
 

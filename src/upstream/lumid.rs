@@ -3,6 +3,7 @@
 use reqwest::StatusCode;
 use serde::Deserialize;
 
+use super::times::Call;
 use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{BaseUrl, is_visible_ascii};
 use crate::principal::{Principal, flowmesh_scopes};
@@ -22,15 +23,16 @@ pub enum Introspection {
 /// The client.
 #[derive(Debug, Clone)]
 pub struct LumId {
-    http: Http,
     url: String,
+    time: Call,
+    http: Http,
 }
 
 impl LumId {
     /// `http` carries the time limit.
     #[must_use]
     pub fn new(http: Http, base_url: &BaseUrl) -> Self {
-        Self { http, url: base_url.join("/oauth/introspect") }
+        Self { url: base_url.join("/oauth/introspect"), time: http.times.of("lum.id", "introspect"), http }
     }
 
     /// Asks whose token this is.
@@ -38,6 +40,7 @@ impl LumId {
     /// # Errors
     /// [`CallError`] when lum.id did not give the agreed answer; nothing is then known of the token.
     pub async fn introspect(&self, token: &str) -> Result<Introspection, CallError> {
+        let _measured = self.time.begin();
         let response = self.http.send(|client| client.post(&self.url).form(&[("token", token)])).await?;
         if response.status() != StatusCode::OK {
             return Err(CallError::of_status(&response));

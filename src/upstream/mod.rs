@@ -6,6 +6,7 @@
 pub mod flowmesh;
 pub mod lumid;
 pub mod runmesh;
+pub mod times;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use reqwest::{Client, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
 use crate::config::BaseUrl;
+use times::Times;
 
 /// Below the 5 s after which uvicorn, FlowMesh's server, closes an idle connection.
 const IDLE: Duration = Duration::from_secs(4);
@@ -24,6 +26,7 @@ const IDLE: Duration = Duration::from_secs(4);
 pub struct Http {
     client: Client,
     limit: Duration,
+    times: Times,
 }
 
 impl Http {
@@ -57,13 +60,19 @@ impl Http {
             // Else a machine without certificates could not even speak plain HTTP.
             client = client.tls_certs_only([]);
         }
-        Ok(Self { client: client.build()?, limit })
+        Ok(Self { client: client.build()?, limit, times: Times::default() })
     }
 
     /// The same connections with another time limit.
     #[must_use]
     pub fn with_limit(&self, limit: Duration) -> Self {
-        Self { client: self.client.clone(), limit }
+        Self { limit, ..self.clone() }
+    }
+
+    /// The same connections, whose calls are measured here.
+    #[must_use]
+    pub fn measured(self, times: Times) -> Self {
+        Self { times, ..self }
     }
 
     /// Sends a request, and once more within the same limit when the connection broke before an answer: the other side

@@ -7,6 +7,7 @@ use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::times::Call;
 use super::{CallError, Http, parse_object, read_bounded, retry_after};
 use crate::config::{Billing, Secret, expose};
 
@@ -28,8 +29,10 @@ const REQUIRED_AMOUNT: &str = "0.01";
 pub struct Runmesh {
     preflights: Http,
     preflight_url: String,
+    preflight_time: Call,
     entries: Http,
     entry_url: String,
+    entry_time: Call,
     secret: Secret,
 }
 
@@ -88,6 +91,8 @@ impl Runmesh {
     pub fn new(http: Http, billing: &Billing, preflight_timeout: Duration) -> Self {
         Self {
             preflights: http.with_limit(preflight_timeout),
+            preflight_time: http.times.of("runmesh", "preflight"),
+            entry_time: http.times.of("runmesh", "entry"),
             entries: http,
             preflight_url: billing.base_url.join("/billing/check-balance"),
             entry_url: billing.base_url.join("/billing/flowmesh-entry"),
@@ -110,6 +115,7 @@ impl Runmesh {
             user_email: &'a str,
             required_amount: &'a str,
         }
+        let _measured = self.preflight_time.begin();
         let question = Question { user_email: email, required_amount: REQUIRED_AMOUNT };
         let response = self.call(&self.preflights, &self.preflight_url, &question).await?;
         let status = response.status();
@@ -140,6 +146,7 @@ impl Runmesh {
     /// # Errors
     /// [`PostError`], classified once for all callers.
     pub async fn post(&self, entry: &Entry) -> Result<(), PostError> {
+        let _measured = self.entry_time.begin();
         let response = self.call(&self.entries, &self.entry_url, entry).await?;
         let status = response.status();
         let retry_after = retry_after(response.headers(), Timestamp::now());

@@ -8,6 +8,7 @@
 
 mod logs;
 mod metrics;
+pub mod names;
 
 pub use logs::{Logs, init_logs};
-pub use metrics::{DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+pub use metrics::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels};

@@ -72,12 +72,16 @@ impl Event {
 /// Why an entry says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ignored {
-    /// An entry of a request that still goes on, or without properties.
+    /// An entry of a request that still goes on.
     NotFinal,
     /// It did not pass Check, or Check did not ask for it.
     NotOurs,
-    /// A route or a response code that tells nothing.
+    /// FlowMesh, or who is in between, did not do what was asked for.
+    NotSuccessful,
+    /// A route or an answer that tells nothing of billing.
     Irrelevant,
+    /// Of Check's own asking, and something that must be there is not, or cannot be read.
+    Malformed,
 }
 
 impl Ignored {
@@ -87,7 +91,9 @@ impl Ignored {
         match self {
             Self::NotFinal => "ignored_not_final",
             Self::NotOurs => "ignored_not_ours",
+            Self::NotSuccessful => "ignored_not_2xx",
             Self::Irrelevant => "ignored_irrelevant",
+            Self::Malformed => "ignored_malformed",
         }
     }
 }
@@ -97,10 +103,7 @@ impl Ignored {
 /// # Errors
 /// [`Ignored`], for the counter.
 pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Ignored> {
-    let (Some(common), Some(request), Some(response)) = (&entry.common_properties, &entry.request, &entry.response)
-    else {
-        return Err(Ignored::NotFinal);
-    };
+    let common = entry.common_properties.as_ref().ok_or(Ignored::Malformed)?;
     if !is_final(common) {
         return Err(Ignored::NotFinal);
     }
@@ -108,15 +111,16 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
     if text(ours, metadata::RECORD) != Some(metadata::RECORD_YES) {
         return Err(Ignored::NotOurs);
     }
+    let (Some(request), Some(response)) = (&entry.request, &entry.response) else { return Err(Ignored::Malformed) };
     let captured = namespace(common, RESPONSE_NAMESPACE);
     let captured = |key: &str| captured.and_then(|captured| text(captured, key));
     let code = response.response_code.unwrap_or_default().value;
     let succeeded = (200..300).contains(&code);
     let method = method_name(request.request_method);
-    let route = route::classify(method, &request.path).map_err(|_| Ignored::Irrelevant)?;
+    let route = route::classify(method, &request.path).map_err(|_| Ignored::Malformed)?;
 
     if route == Route::Submit {
-        let submission_id = text(ours, metadata::SUBMISSION_ID).ok_or(Ignored::NotOurs)?.to_owned();
+        let submission_id = text(ours, metadata::SUBMISSION_ID).ok_or(Ignored::Malformed)?.to_owned();
         let at = end(common).unwrap_or(now);
         let workflow_id = captured("workflow_id").filter(|id| is_id(id));
         return Ok(match (workflow_id, text(ours, metadata::PRINCIPAL_ID)) {
@@ -139,7 +143,7 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
         });
     }
     if !succeeded {
-        return Err(Ignored::Irrelevant);
+        return Err(Ignored::NotSuccessful);
     }
     let about = match route {
         Route::ReadTask { task_id } | Route::Artifact { task_id } => Some(task_id),
@@ -153,7 +157,8 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
     match route {
         Route::PostResult => match text(ours, metadata::TASK_ID).filter(|id| is_id(id)) {
             Some(task_id) => Ok(Event::TaskEnded { task_id: task_id.to_owned() }),
-            None => Err(Ignored::Irrelevant),
+            // The body told Check no task: it was too long before the id, or none of a worker's.
+            None => Err(Ignored::Malformed),
         },
         Route::ReadTask { task_id } if ended => Ok(Event::TaskEnded { task_id: task_id.to_owned() }),
         // With a captured status that is not final there is nothing to settle, and clients poll this all day.

@@ -61,22 +61,38 @@ struct Reader {
 
 impl Reader {
     async fn take(&self, message: StreamAccessLogsMessage) -> Result<(), Status> {
-        let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { return Ok(()) };
-        let now = Timestamp::now();
-        for entry in &entries.log_entry {
-            let extracted = event::extract(entry, now);
-            let kind = match &extracted {
-                Ok(event) => event.kind(),
-                Err(ignored) => ignored.kind(),
-            };
-            self.metrics.log_entries.get_or_create(&KindLabels { kind }).inc();
-            if let (Ok(event), Some(events)) = (extracted, &self.events) {
-                // Waits while the queue is full. It only closes when the intake has died, and the process with it.
-                events.send(event).await.map_err(|_| Status::unavailable("stopping"))?;
-                self.metrics.intake_queued.inc();
+        let entries = match message.log_entries {
+            Some(LogEntries::HttpLogs(entries)) => entries,
+            Some(LogEntries::TcpLogs(entries)) => {
+                self.count("ignored_not_http", entries.log_entry.len());
+                return Ok(());
             }
+            None => return Ok(()),
+        };
+        let now = Timestamp::now();
+        for (place, entry) in entries.log_entry.iter().enumerate() {
+            let kind = match (event::extract(entry, now), &self.events) {
+                (Ok(event), Some(events)) => {
+                    let kind = event.kind();
+                    // Waits while the queue is full. It only closes when the intake has died, and the process with it.
+                    if events.send(event).await.is_err() {
+                        self.count("lost_intake_closed", entries.log_entry.len() - place);
+                        return Err(Status::unavailable("stopping"));
+                    }
+                    self.metrics.intake_queued.inc();
+                    kind
+                }
+                (Ok(_), None) => "ignored_no_billing",
+                (Err(ignored), _) => ignored.kind(),
+            };
+            self.count(kind, 1);
         }
         Ok(())
+    }
+
+    fn count(&self, kind: &'static str, entries: usize) {
+        let entries = u64::try_from(entries).unwrap_or(u64::MAX);
+        self.metrics.log_entries.get_or_create(&KindLabels { kind }).inc_by(entries);
     }
 
     /// Takes what Envoy had sent before it noticed that the stream was ended.

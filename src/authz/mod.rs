@@ -27,14 +27,14 @@ use uuid::Uuid;
 use crate::access_log::event::Event;
 use crate::guard::{self, Guard};
 use crate::identity::budget::Source;
-use crate::identity::{self, Identity, TokenHash};
+use crate::identity::{self, Identity, Resolved, TokenHash};
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::principal::Principal;
 use crate::route::{self, Route};
 use crate::settlement::emails::Awaited;
 use crate::supplier::{Subject, Suppliers};
-use crate::telemetry::{DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels};
 use crate::upstream::CallError;
 use decision::{Allow, Decision, Denial};
 use request::Inquiry;
@@ -79,7 +79,7 @@ impl Authorization for Authz {
         std::mem::forget(unless_cancelled);
         log::decided(&decision, &inquiry, &seen);
         self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
-        self.metrics.check_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics.check_times.of(seen.cache).observe(started.elapsed().as_secs_f64());
         Ok(Response::new(response::render(&decision, &self.stamp)))
     }
 }
@@ -98,6 +98,8 @@ impl Drop for Cancelled<'_> {
 struct Seen {
     route: Option<&'static str>,
     token: Option<TokenHash>,
+    /// What the memory of tokens had to do with it.
+    cache: Cache,
     /// What went wrong with lum.id.
     cause: Option<Arc<CallError>>,
 }
@@ -125,7 +127,9 @@ impl Authz {
         let hash = TokenHash::of(&bearer.token);
         seen.token = Some(hash);
         let source = Source::of(&inquiry.source);
-        let principal = match self.identity.resolve(&bearer.token, hash, &source).await {
+        let Resolved { way, answer } = self.identity.resolve(&bearer.token, hash, &source).await;
+        seen.cache = way.cache();
+        let principal = match answer {
             Ok(principal) => principal,
             Err(identity::Error::Inactive) => return Decision::Deny(Denial::InactiveToken),
             Err(identity::Error::TooMany { retry_after: wait }) => {
@@ -195,6 +199,7 @@ impl Authz {
             unrecorded.begin(at).await;
             if !tell(events.as_ref(), &metrics, event) {
                 unrecorded.lost();
+                metrics.submissions.get_or_create(&OutcomeLabels { outcome: "given_up" }).inc();
                 tracing::error!(submission, "the row of submission {submission} is given up");
             }
         });

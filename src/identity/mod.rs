@@ -10,6 +10,7 @@ pub mod hash;
 pub mod health;
 pub mod policy;
 mod purge;
+pub mod resolved;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +23,6 @@ use secrecy::SecretString;
 
 use crate::config::{Config, expose};
 use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place, Share};
-use crate::principal::Principal;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::CallError;
 use crate::upstream::lumid::{Introspection, LumId};
@@ -31,6 +31,8 @@ pub use hash::TokenHash;
 use health::{Health, Heard};
 use policy::{Known, Now, Policy, Use};
 pub use purge::Purge;
+pub use resolved::Resolved;
+use resolved::Way;
 
 /// After which a source with too many calls in flight may try again.
 const SHARE_PAUSE: Duration = Duration::from_secs(1);
@@ -174,27 +176,12 @@ impl Identity {
         }))
     }
 
-    /// Whose token this is; `source` is who brings it.
-    ///
-    /// # Errors
-    /// [`Error`] when lum.id says nobody's, or says nothing, or is not asked.
-    pub async fn resolve(&self, token: &str, hash: TokenHash, source: &Source) -> Result<Arc<Principal>, Error> {
-        let inner = &self.0;
-        match inner.look(&hash) {
-            Some((entry, Use::Serve)) => return Ok(inner.serve(&entry)),
-            Some((entry, Use::ServeAndAsk)) => {
-                let _ = inner.ask(token, hash, None);
-                return Ok(inner.serve(&entry));
-            }
-            // It is known to be good, so it is nothing that its source has to answer for.
-            Some((_, Use::AskFirst)) => return inner.ask_in_time(token, hash, None).await,
-            Some((_, Use::Forget)) | None => {}
-        }
-        if inner.refused.contains_key(&hash) {
-            inner.count("hit_inactive");
-            return Err(Error::Inactive);
-        }
-        inner.ask_in_time(token, hash, Some(source)).await
+    /// Whose token this is, and how that is known; `source` is who brings it.
+    pub async fn resolve(&self, token: &str, hash: TokenHash, source: &Source) -> Resolved {
+        let resolved = self.0.resolve(token, hash, source).await;
+        let outcome = resolved.way.as_str();
+        self.0.metrics.identity_cache.get_or_create(&OutcomeLabels { outcome }).inc();
+        resolved
     }
 
     /// What was last heard of lum.id.
@@ -228,19 +215,31 @@ impl Inner {
         Some((entry, verdict))
     }
 
-    fn serve(&self, entry: &Entry) -> Arc<Principal> {
+    async fn resolve(self: &Arc<Self>, token: &str, hash: TokenHash, source: &Source) -> Resolved {
+        match self.look(&hash) {
+            Some((entry, Use::Serve)) => return self.serve(&entry),
+            Some((entry, Use::ServeAndAsk)) => {
+                let _ = self.ask(token, hash, None);
+                return self.serve(&entry);
+            }
+            // It is known to be good, so it is nothing that its source has to answer for.
+            Some((_, Use::AskFirst)) => return self.ask_in_time(token, hash, None).await,
+            Some((_, Use::Forget)) | None => {}
+        }
+        if self.refused.contains_key(&hash) {
+            return Resolved { way: Way::HitInactive, answer: Err(Error::Inactive) };
+        }
+        self.ask_in_time(token, hash, Some(source)).await
+    }
+
+    fn serve(&self, entry: &Entry) -> Resolved {
         let is_stale = entry.known.answered.elapsed() >= self.policy.trust;
-        self.count(if is_stale { "stale" } else { "hit" });
-        entry.known.principal.clone()
+        let way = if is_stale { Way::Stale } else { Way::Hit };
+        Resolved { way, answer: Ok(entry.known.principal.clone()) }
     }
 
     /// Asks lum.id and waits, in all no longer than one call and the wait for its place may take.
-    async fn ask_in_time(
-        self: &Arc<Self>,
-        token: &str,
-        hash: TokenHash,
-        source: Option<&Source>,
-    ) -> Result<Arc<Principal>, Error> {
+    async fn ask_in_time(self: &Arc<Self>, token: &str, hash: TokenHash, source: Option<&Source>) -> Resolved {
         let asked = tokio::time::timeout(self.limit, async {
             loop {
                 if let Some(Err(retry_after)) = source.map(|source| self.allows(source)) {
@@ -268,24 +267,16 @@ impl Inner {
             }
         });
         let asked = asked.await.unwrap_or_else(|_| Err(Error::Unavailable(Arc::new(CallError::Timeout))));
-        match asked {
-            Ok(entry) => {
-                self.count("miss");
-                Ok(entry.known.principal.clone())
-            }
+        let way = match &asked {
+            Ok(_) | Err(Error::Inactive) => Way::Miss,
+            Err(Error::TooMany { .. }) => Way::OverBudget,
             // It may have been forgotten while lum.id was waited for.
-            Err(Error::Unavailable(error)) => match self.look(&hash) {
-                Some((entry, verdict)) if verdict != Use::Forget => Ok(self.serve(&entry)),
-                _ => {
-                    self.count("unavailable");
-                    Err(Error::Unavailable(error))
-                }
+            Err(Error::Unavailable(_)) => match self.look(&hash) {
+                Some((entry, verdict)) if verdict != Use::Forget => return self.serve(&entry),
+                _ => Way::Unavailable,
             },
-            Err(error) => {
-                self.count(if matches!(error, Error::Inactive) { "miss" } else { "over_budget" });
-                Err(error)
-            }
-        }
+        };
+        Resolved { way, answer: asked.map(|entry| entry.known.principal.clone()) }
     }
 
     /// Joins or starts the call for a token. Without a source it is for an answer that is known already.
@@ -384,10 +375,6 @@ impl Inner {
     fn budgets(&self, source: &Source) -> impl Iterator<Item = (Source, Budget)> {
         let network = source.network().map(|network| (network, self.budget.of_network()));
         std::iter::once((source.clone(), self.budget)).chain(network)
-    }
-
-    fn count(&self, outcome: &'static str) {
-        self.metrics.identity_cache.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 }
 

@@ -9,6 +9,7 @@ use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate};
 
 use super::*;
 use crate::config::{Limits, Options};
+use crate::principal::Principal;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -88,7 +89,7 @@ impl Fixture {
     }
 
     async fn resolve_from(&self, address: &str, token: &str) -> Result<Arc<Principal>, Error> {
-        self.identity.resolve(token, TokenHash::of(token), &Source::of(address)).await
+        self.identity.resolve(token, TokenHash::of(token), &Source::of(address)).await.answer
     }
 
     async fn calls(&self) -> usize {
@@ -146,7 +147,7 @@ async fn ten_thousand_concurrent_look_ups_of_one_token_make_one_call() {
         let identity = all.identity.clone();
         tasks.spawn(async move {
             let source = Source::of("192.0.2.1");
-            identity.resolve("good", TokenHash::of("good"), &source).await.map(|principal| principal.id.clone())
+            identity.resolve("good", TokenHash::of("good"), &source).await.answer.map(|principal| principal.id.clone())
         });
     }
     while let Some(result) = tasks.join_next().await {

@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::names;
+
 /// Why a Check was answered as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DecisionLabels {
@@ -26,11 +28,77 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
+/// What the memory of tokens had to do with a Check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheLabels {
+    /// A name from [`Cache::as_str`].
+    pub cache: &'static str,
+}
+
+/// Where the answer to "whose token is this?" came from, as far as it tells how long a Check takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// Out of memory.
+    Hit,
+    /// Out of memory and past its time, because lum.id fails.
+    Stale,
+    /// Refused without lum.id: the token was refused just now, or its source has brought too many of those.
+    Refused,
+    /// lum.id was asked, and waited for.
+    Miss,
+    /// No token was looked up.
+    #[default]
+    None,
+}
+
+impl Cache {
+    const ALL: [Self; 5] = [Self::Hit, Self::Stale, Self::Refused, Self::Miss, Self::None];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Refused => "refused",
+            Self::Miss => "miss",
+            Self::None => "none",
+        }
+    }
+}
+
+/// How long Checks take. Each histogram is at hand, so that a Check does not have to look for it.
+#[derive(Debug, Clone)]
+pub struct CheckTimes {
+    family: Family<CacheLabels, Histogram, fn() -> Histogram>,
+    by_cache: [Histogram; Cache::ALL.len()],
+}
+
+impl CheckTimes {
+    fn new() -> Self {
+        // From a cache hit (tens of microseconds) to Envoy's time limit.
+        let family = Family::new_with_constructor(
+            (|| {
+                Histogram::new([
+                    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+                    3.0, 10.0,
+                ])
+            }) as fn() -> Histogram,
+        );
+        let by_cache = Cache::ALL.map(|cache| family.get_or_create_owned(&CacheLabels { cache: cache.as_str() }));
+        Self { family, by_cache }
+    }
+
+    /// The histogram of Checks of which the memory of tokens said this.
+    #[must_use]
+    pub fn of(&self, cache: Cache) -> &Histogram {
+        &self.by_cache[cache as usize]
+    }
+}
+
 /// Every metric of the process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub decisions: Family<DecisionLabels, Counter>,
-    pub check_seconds: Histogram,
+    pub check_times: CheckTimes,
     pub identity_cache: Family<OutcomeLabels, Counter>,
     pub introspections: Family<OutcomeLabels, Counter>,
     pub preflights: Family<OutcomeLabels, Counter>,
@@ -52,30 +120,31 @@ pub struct Metrics {
 impl Metrics {
     /// Registers every family.
     pub fn register(registry: &mut Registry) -> Self {
+        let outcome = |outcome| OutcomeLabels { outcome };
+        let kind = |kind| KindLabels { kind };
         let metrics = Self {
-            decisions: Family::default(),
-            // From a cache hit (tens of microseconds) to Envoy's time limit.
-            check_seconds: Histogram::new([0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 3.0, 10.0]),
-            identity_cache: Family::default(),
-            introspections: Family::default(),
-            preflights: Family::default(),
-            suppliers: Family::default(),
-            submissions: Family::default(),
-            log_entries: Family::default(),
+            decisions: zeros(names::DECISIONS, |reason| DecisionLabels { reason }),
+            check_times: CheckTimes::new(),
+            identity_cache: zeros(names::IDENTITY_CACHE, outcome),
+            introspections: zeros(names::INTROSPECTIONS, outcome),
+            preflights: zeros(names::PREFLIGHTS, outcome),
+            suppliers: zeros(names::SUPPLIERS, outcome),
+            submissions: zeros(names::SUBMISSIONS, outcome),
+            log_entries: zeros(names::LOG_ENTRIES, kind),
             log_streams: Gauge::default(),
             intake_queued: Gauge::default(),
-            ledger_errors: Family::default(),
-            settlements: Family::default(),
-            sweeps: Family::default(),
-            posts: Family::default(),
+            ledger_errors: zeros(names::LEDGER_ERRORS, kind),
+            settlements: zeros(names::SETTLEMENTS, outcome),
+            sweeps: zeros(names::SWEEPS, outcome),
+            posts: zeros(names::POSTS, outcome),
             posting_paused: Gauge::default(),
             asking_paused: Gauge::default(),
-            pruned: Family::default(),
-            secret_reloads: Family::default(),
+            pruned: zeros(names::PRUNED, kind),
+            secret_reloads: zeros(names::SECRET_RELOADS, outcome),
         };
         let m = &metrics;
         registry.register("tollgate_check_decisions", "Checks answered, by reason", m.decisions.clone());
-        registry.register("tollgate_check_duration_seconds", "Time to answer a Check", m.check_seconds.clone());
+        registry.register("tollgate_check_duration_seconds", "Time to answer a Check", m.check_times.family.clone());
         registry.register("tollgate_identity_cache", "Token look-ups, by outcome", m.identity_cache.clone());
         registry.register("tollgate_introspections", "Calls to lum.id, by outcome", m.introspections.clone());
         registry.register("tollgate_preflights", "Balance preflights, by outcome", m.preflights.clone());
@@ -107,6 +176,18 @@ impl Metrics {
         registry.register("tollgate_secret_reloads", help, m.secret_reloads.clone());
         metrics
     }
+}
+
+/// A family with a counter for each of these values, 0 to begin with.
+fn zeros<L>(values: &[&'static str], labels: impl Fn(&'static str) -> L) -> Family<L, Counter>
+where
+    L: Clone + std::hash::Hash + Eq,
+{
+    let family = Family::default();
+    for value in values {
+        let _: Counter = family.get_or_create_owned(&labels(value));
+    }
+    family
 }
 
 #[cfg(test)]

@@ -180,8 +180,8 @@ fn a_submission_of_unknown_outcome_stays_open_until_its_end() {
 fn a_result_post_names_its_task_by_what_check_read_from_the_body() {
     let post = |code, check: &[(&str, &str)]| entry(RequestMethod::Post, "/api/v1/results", code, check, &[]);
     assert_eq!(said(&post(200, &[("task_id", "tsk-1")])), Ok(Event::TaskEnded { task_id: "tsk-1".into() }));
-    assert_eq!(said(&post(200, &[])), Err(Ignored::Irrelevant));
-    assert_eq!(said(&post(500, &[("task_id", "tsk-1")])), Err(Ignored::Irrelevant));
+    assert_eq!(said(&post(200, &[])), Err(Ignored::Malformed));
+    assert_eq!(said(&post(500, &[("task_id", "tsk-1")])), Err(Ignored::NotSuccessful));
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_status_read_tells_when_it_is_terminal_and_a_plain_read_is_a_touch() {
     assert_eq!(said(&read(&[("status", "DISPATCHED")])), Err(Ignored::Irrelevant));
     assert_eq!(said(&read(&[])), Ok(Event::TaskTouched { task_id: "tsk-1".into() }));
     let failed = entry(RequestMethod::Get, "/api/v1/tasks/tsk-1", 404, &[], &[]);
-    assert_eq!(said(&failed), Err(Ignored::Irrelevant));
+    assert_eq!(said(&failed), Err(Ignored::NotSuccessful));
 }
 
 #[test]
@@ -238,7 +238,13 @@ fn only_final_entries_with_our_own_mark_count() {
         with(|common| drop(common.metadata.as_mut().expect("set above").filter_metadata.remove(metadata::NAMESPACE))),
         Err(Ignored::NotOurs)
     );
-    assert_eq!(said(&HttpAccessLogEntry::default()), Err(Ignored::NotFinal));
+    let mut cut = submission(201, &[("workflow_id", "wfl-1")]);
+    cut.response = None;
+    for odd in [HttpAccessLogEntry::default(), cut] {
+        assert_eq!(said(&odd), Err(Ignored::Malformed));
+    }
+    let elsewhere = entry(RequestMethod::Get, "/api//v1/tasks/tsk-1", 200, &[], &[]);
+    assert_eq!(said(&elsewhere), Err(Ignored::Malformed), "Check lets no such path through");
 }
 
 #[test]

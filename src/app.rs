@@ -144,7 +144,15 @@ impl App {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());
-        let Self { config, upstreams: Upstreams { lum_id, flowmesh, runmesh, times }, grpc, admin, ledger, .. } = self;
+        let Self {
+            config,
+            upstreams: Upstreams { lum_id, flowmesh, runmesh, times },
+            grpc,
+            admin,
+            admin_address,
+            ledger,
+            ..
+        } = self;
         times.register(&mut registry);
         let limits = &config.limits;
 
@@ -208,6 +216,7 @@ impl App {
         lifecycle.spawn("health", report_health(health, stopping.clone()));
 
         let router = admin::router(Admin {
+            address: admin_address,
             registry,
             gauges,
             metrics,

@@ -2,6 +2,7 @@
 
 mod check_config;
 mod ledger;
+mod purge;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ enum Command {
     EnvoyConfig(Box<EnvoyConfig>),
     /// Ask a running Tollgate whether it is ready; the exit code tells
     Healthcheck,
+    /// Have a running Tollgate forget what lum.id said of tokens, so that a revocation is immediate
+    Purge(purge::Flags),
     /// Look after the ledger: what is there, what waits for you. Safe while `serve` runs
     #[command(subcommand)]
     Ledger(ledger::Command),
@@ -92,6 +95,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::CheckConfig(flags) => block_on(check_config::run(&flags, config(cli.options)?)),
         Command::Healthcheck => block_on(healthcheck(config(cli.options)?)),
+        Command::Purge(flags) => {
+            let config = config(cli.options)?;
+            block_on(async move { purge::run(&flags, &config).await })
+        }
         Command::Ledger(command) => {
             // Nothing but the file: no secret, no address.
             let path = Config::ledger_path(&cli.options)?;
@@ -142,13 +149,18 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn healthcheck(config: Config) -> anyhow::Result<ExitCode> {
+/// A page of the Tollgate that runs with these settings.
+fn admin_url(config: &Config, path: &str) -> String {
     let mut address = config.admin_listen;
     if address.ip().is_unspecified() {
         // An address to listen on, not one to connect to.
         address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
     }
-    let url = format!("http://{address}/readyz");
+    format!("http://{address}{path}")
+}
+
+async fn healthcheck(config: Config) -> anyhow::Result<ExitCode> {
+    let url = admin_url(&config, "/readyz");
     let response = Http::local(Duration::from_secs(3))?.send(|client| client.get(&url)).await.context(url.clone())?;
     let ready = response.status().is_success();
     println!("{}", response.text().await.unwrap_or_default());

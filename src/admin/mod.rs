@@ -5,6 +5,7 @@ mod gauges;
 mod purge;
 mod ready;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -28,6 +29,8 @@ pub use gauges::Gauges;
 
 /// What the pages show.
 pub struct Admin {
+    /// Where they are.
+    pub address: SocketAddr,
     pub registry: Registry,
     pub gauges: Gauges,
     pub metrics: Metrics,

@@ -1,9 +1,10 @@
 //! `POST /cache/purge`: makes a revocation at lum.id immediate.
 //!
 //! It lets nobody in, but whoever repeats it all day makes every request wait for lum.id. So it is for this machine only,
-//! wherever the listener can be reached from, and not for web pages in a browser on it.
+//! wherever the listener can be reached from, and not for web pages in a browser on it. This machine is loopback, or, where
+//! the listener is on one address of a network, that address itself: nobody else can connect from there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -36,7 +37,7 @@ pub async fn purge(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if !peer.ip().to_canonical().is_loopback() {
+    if !is_this_machine(peer.ip(), admin.address.ip()) {
         return refused(StatusCode::FORBIDDEN, "purge from the machine that Tollgate runs on");
     }
     // A browser says whose page it is that sends this; nothing else has an origin.
@@ -61,6 +62,34 @@ pub async fn purge(
     Json(json!({ "purged": purged })).into_response()
 }
 
+fn is_this_machine(peer: IpAddr, listener: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    peer.is_loopback() || peer == listener.to_canonical()
+}
+
 fn refused(status: StatusCode, why: &str) -> Response {
     (status, Json(json!({ "detail": why }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_the_listeners_own_address_are_this_machine() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("valid");
+        for (peer, listener, expected) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "0.0.0.0", true),
+            ("::ffff:127.0.0.1", "::", true),
+            ("::1", "::", true),
+            ("10.0.0.5", "10.0.0.5", true),
+            ("::ffff:10.0.0.5", "10.0.0.5", true),
+            ("10.0.0.6", "10.0.0.5", false),
+            ("10.0.0.5", "0.0.0.0", false),
+            ("2001:db8::1", "::", false),
+        ] {
+            assert_eq!(is_this_machine(ip(peer), ip(listener)), expected, "{peer} at {listener}");
+        }
+    }
 }

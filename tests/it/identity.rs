@@ -23,7 +23,7 @@ async fn purge(edge: &Edge, body: Value) -> Answer {
 }
 
 /// As `sha256sum` prints it.
-fn sha256(token: &str) -> String {
+pub fn sha256(token: &str) -> String {
     Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 

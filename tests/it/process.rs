@@ -10,6 +10,7 @@ use tollgate_local::stack::{ACME, ALICE, Envoy, Tollgate, wait_for};
 use tollgate_local::standin::{Fault, Outcome};
 
 use crate::harness::{Edge, SOON, binary, envoy_binary};
+use crate::identity::sha256;
 
 /// Runs a command that ends by itself, with nothing but these settings.
 fn tollgate(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
@@ -45,8 +46,16 @@ fn a_wrong_setting_stops_the_start_with_one_line_that_names_it() {
 fn help_and_version_name_what_there_is() {
     let help = tollgate(&["--help"], &[]);
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
-    for word in ["serve", "check-config", "envoy-config", "healthcheck", "ledger", "LUM_ID_BASE_URL", "TOLLGATE_LEDGER"]
-    {
+    for word in [
+        "serve",
+        "check-config",
+        "envoy-config",
+        "healthcheck",
+        "purge",
+        "ledger",
+        "LUM_ID_BASE_URL",
+        "TOLLGATE_LEDGER",
+    ] {
         assert!(text.contains(word), "{word} is not in the help");
     }
     let version = tollgate(&["--version"], &[]);
@@ -71,6 +80,37 @@ async fn healthcheck_tells_a_ready_tollgate_from_none() {
     let output = check();
     assert!(!output.status.success());
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn purge_makes_the_running_tollgate_forget_and_its_exit_code_tells() {
+    let edge = Edge::start().await;
+    let admin = edge.stack.tollgate.admin_url().trim_start_matches("http://").to_owned();
+    let hash = sha256(ALICE.token);
+    let purge = |arguments: &[&str], admin: &str| {
+        let output = tollgate(&[&["purge"], arguments].concat(), &[("TOLLGATE_ADMIN_LISTEN", admin)]);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output))
+    };
+    for (arguments, forgotten) in [
+        (&["--principal", ALICE.sub][..], "1 forgotten\n"),
+        (&["--token-sha256", &hash], "1 forgotten\n"),
+        (&["--all"], "2 forgotten\n"),
+        (&["--principal", "nobody"], "0 forgotten\n"),
+    ] {
+        assert_eq!(purge(&["--all"], &admin).0, Some(0));
+        for token in [ALICE.token, ACME.token] {
+            assert_eq!(crate::harness::answer(edge.get("/api/v1/tasks").bearer_auth(token)).await.status, 200);
+        }
+        assert_eq!(purge(arguments, &admin), (Some(0), forgotten.to_owned(), String::new()), "{arguments:?}");
+    }
+    for arguments in [&[][..], &["--all", "--principal", "x"], &["--token-sha256", ALICE.token]] {
+        let (code, _, said) = purge(arguments, &admin);
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(!said.contains(ALICE.token), "what may be a token is not shown: {said}");
+    }
+    let (code, _, said) = purge(&["--all"], "127.0.0.1:1");
+    assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+    edge.finish().await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 mod logs;
 mod metrics;
 pub mod names;
+mod process;
 
 pub use logs::{Logs, init_logs};
-pub use metrics::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+pub use metrics::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels, zeros};

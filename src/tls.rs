@@ -39,7 +39,7 @@ use x509_cert::der::Decode;
 
 use crate::config::{TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 use crate::lifecycle::TaskError;
-use crate::telemetry::OutcomeLabels;
+use crate::telemetry::{OutcomeLabels, names, zeros};
 
 pub use handshakes::Handshakes;
 
@@ -249,9 +249,9 @@ impl TlsMetrics {
     /// Registers every family.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            handshakes: Family::default(),
+            handshakes: zeros(names::TLS_HANDSHAKES, |outcome| OutcomeLabels { outcome }),
             under_way: Gauge::default(),
-            reloads: Family::default(),
+            reloads: zeros(names::TLS_RELOADS, |outcome| OutcomeLabels { outcome }),
             not_after: Gauge::default(),
         };
         let m = &metrics;

@@ -11,6 +11,8 @@ use crate::ledger::Backlog;
 /// Figures that are read when they are asked for.
 #[derive(Debug, Default)]
 pub struct Gauges {
+    billing: Gauge,
+    guard: Gauge,
     dropped_log_lines: Gauge,
     identities: Gauge,
     refused: Gauge,
@@ -43,6 +45,8 @@ impl Gauges {
     pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
         let gauges = Self::default();
         let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        add("tollgate_billing_enabled", "1 where charges are made and posted", &gauges.billing);
+        add("tollgate_guard_enabled", "1 where submissions pass a balance preflight", &gauges.guard);
         let help = "Log lines that standard error did not take in time";
         add("tollgate_log_lines_dropped", help, &gauges.dropped_log_lines);
         add("tollgate_identity_cache_entries", "Active tokens in memory", &gauges.identities);
@@ -85,6 +89,8 @@ impl Gauges {
         let (suppliers, lookups, lookups_waiting) = admin.suppliers.figures();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         set_all([
+            (&self.billing, u64::from(admin.ledger.is_some())),
+            (&self.guard, u64::from(admin.guard.is_some())),
             (&self.dropped_log_lines, count(admin.dropped_log_lines.dropped_lines())),
             (&self.identities, identity.active),
             (&self.refused, identity.refused),
@@ -130,5 +136,38 @@ pub fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
 fn set_all<const N: usize>(gauges: [(&Gauge, u64); N]) {
     for (gauge, value) in gauges {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn each_age_is_of_its_own_kind_and_none_is_zero() {
+        let mut registry = Registry::default();
+        let gauges = Gauges::register(&mut registry, true);
+        let now = Timestamp::from_second(1_800_000_000).expect("valid");
+        let ago = |seconds: i64| Some(Timestamp::from_second(1_800_000_000 - seconds).expect("valid"));
+        let some = Backlog {
+            oldest_pending: ago(1),
+            oldest_held: ago(2),
+            oldest_rejected: ago(3),
+            oldest_due_task: ago(4),
+            oldest_open_workflow: ago(5),
+            ..Backlog::default()
+        };
+        let future = Backlog { oldest_due_task: ago(-60), ..Backlog::default() };
+        for (backlog, ages) in [(some, [1, 2, 3, 4, 5]), (future, [0; 5]), (Backlog::default(), [0; 5])] {
+            gauges.set_backlog(&backlog, now);
+            let mut text = String::new();
+            encode(&mut text, &registry).expect("written");
+            let kinds = ["pending_charge", "held_charge", "rejected_charge", "due_task", "open_workflow"];
+            for (kind, age) in kinds.into_iter().zip(ages) {
+                assert!(text.contains(&format!("\ntollgate_oldest_{kind}_seconds {age}\n")), "{kind}: {text}");
+            }
+        }
     }
 }

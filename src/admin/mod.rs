@@ -1,6 +1,7 @@
 //! The admin listener: is it alive, is it ready, how much of everything, what does it run with, and forget what lum.id
 //! said. Nothing on it moves money, lets anybody in or tells a secret.
 
+mod exposition;
 mod gauges;
 mod purge;
 mod ready;
@@ -9,12 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use jiff::Timestamp;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -62,7 +62,7 @@ async fn config(State(admin): State<Arc<Admin>>) -> Json<Vec<Setting>> {
     Json(admin.settings.clone())
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     admin.gauges.set(&admin);
     if let Some(ledger) = &admin.ledger {
         match ledger.backlog().await {
@@ -71,12 +71,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
             Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
         }
     }
-    let mut text = String::new();
-    match encode(&mut text, &admin.registry) {
-        Ok(()) => {
-            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, content_type)], text).into_response()
-        }
+    match exposition::write(&admin.registry, &headers) {
+        Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

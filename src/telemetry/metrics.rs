@@ -5,9 +5,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::names;
+use super::{names, process};
 
 /// Why a Check was answered as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -174,12 +175,16 @@ impl Metrics {
         registry.register("tollgate_pruned_rows", "Old rows deleted from the ledger, by kind", m.pruned.clone());
         let help = "Changes of the files of secrets, by outcome";
         registry.register("tollgate_secret_reloads", help, m.secret_reloads.clone());
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("tollgate_build", "The version of this Tollgate", build);
+        process::register(registry);
         metrics
     }
 }
 
 /// A family with a counter for each of these values, 0 to begin with.
-fn zeros<L>(values: &[&'static str], labels: impl Fn(&'static str) -> L) -> Family<L, Counter>
+#[must_use]
+pub fn zeros<L>(values: &[&'static str], labels: impl Fn(&'static str) -> L) -> Family<L, Counter>
 where
     L: Clone + std::hash::Hash + Eq,
 {

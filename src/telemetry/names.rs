@@ -109,3 +109,9 @@ pub const PRUNED: &[&str] = &["charges", "tasks", "workflows", "submissions"];
 
 /// `outcome` of `tollgate_secret_reloads_total`.
 pub const SECRET_RELOADS: &[&str] = &["ok", "failed"];
+
+/// `outcome` of `tollgate_tls_handshakes_total`.
+pub const TLS_HANDSHAKES: &[&str] = &["ok", "refused", "gone", "timeout", "displaced", "panic"];
+
+/// `outcome` of `tollgate_tls_reloads_total`.
+pub const TLS_RELOADS: &[&str] = &["ok", "failed"];

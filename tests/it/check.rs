@@ -96,6 +96,8 @@ async fn on_a_stop_the_log_service_reports_it_first_and_check_goes_on_to_the_end
     for service in ["", AUTHZ, ALS] {
         assert_eq!(health_of(service).await.expect("known"), SERVING, "{service}");
     }
+    let unknown = health_of("envoy.service.ratelimit.v3.RateLimitService").await.expect_err("not served");
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
     let stop = edge.stack.tollgate.terminate();
     let watch = async {
         wait_for("the log service to be NOT_SERVING", SOON, async || {
@@ -115,5 +117,33 @@ async fn on_a_stop_the_log_service_reports_it_first_and_check_goes_on_to_the_end
     };
     let (stopped, ()) = tokio::join!(stop, watch);
     assert!(stopped.expect("stopped").success());
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn the_health_of_each_service_can_be_watched_to_the_end() {
+    let edge = Edge::start().await;
+    let channel = channel(&edge).await;
+    let mut client = HealthClient::new(channel);
+    let mut watches = Vec::new();
+    for service in ["", AUTHZ, ALS] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut watch = client.watch(request).await.expect("known").into_inner();
+        let first = tokio::time::timeout(SOON, watch.message()).await.expect("at once").expect("open").expect("told");
+        assert_eq!(first.status, SERVING, "{service}");
+        watches.push((service, watch));
+    }
+    let request = HealthCheckRequest { service: "none.of.ours".to_owned() };
+    assert_eq!(client.watch(request).await.expect_err("not served").code(), tonic::Code::NotFound);
+    let stop = edge.stack.tollgate.terminate();
+    let watch = async {
+        for (service, mut watch) in watches {
+            let told = tokio::time::timeout(SOON, watch.message()).await;
+            let told = told.unwrap_or_else(|_| panic!("{service:?} is told of the stop")).expect("open").expect("told");
+            assert_eq!(told.status, NOT_SERVING, "{service}");
+        }
+    };
+    let (stopped, ()) = tokio::join!(stop, watch);
+    assert!(stopped.expect("stopped").success(), "an open watch does not make it a failure");
     edge.finish_unbilled().await;
 }

@@ -1,6 +1,7 @@
 //! The stack of one test, and what must hold at the end of every test.
 
 pub mod direct;
+pub mod documented;
 pub mod http2;
 mod memory;
 mod recorder;
@@ -221,7 +222,17 @@ impl Edge {
     /// As [`Self::finish`], for tests after which something is rightly not billed.
     pub async fn finish_unbilled(self) {
         self.assert_polite();
+        self.assert_metrics_documented().await;
         self.stack.kill_hard().await;
+    }
+
+    /// Whatever the test has brought about, `/metrics` has no label with a value that docs/METRICS.md does not name.
+    async fn assert_metrics_documented(&self) {
+        let answer = self.http.get(format!("{}/metrics", self.stack.tollgate.admin_url())).send().await;
+        // A test may have ended it, or its ledger.
+        if let Ok(answer) = answer.and_then(reqwest::Response::error_for_status) {
+            documented::Exposed::parse(&answer.text().await.expect("text")).assert_documented();
+        }
     }
 
     pub fn assert_billed_as_truth(&self, truth: &[TruthEntry]) {

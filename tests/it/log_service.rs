@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{Metadata, RequestMethod};
 use envoy_types::pb::envoy::data::accesslog::v3::{
-    AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
+    AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties, TcpAccessLogEntry,
 };
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
-use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::{HttpAccessLogEntries, LogEntries};
+use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::{
+    HttpAccessLogEntries, LogEntries, TcpAccessLogEntries,
+};
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value, value::Kind};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
@@ -67,6 +69,44 @@ async fn what_envoy_has_kept_through_an_outage_is_taken_as_one_large_message() {
     stream.send(large).await.expect("sent");
     edge.metric("tollgate_log_entries_total", 2600.0).await;
     edge.metric("tollgate_due_tasks", 5.0).await;
+    edge.finish_unbilled().await;
+}
+
+#[tokio::test]
+async fn entries_that_tell_nothing_are_counted_by_why() {
+    let edge = Edge::start().await;
+    let stream = stream(&edge).await;
+    let changed = |change: fn(&mut HttpAccessLogEntry)| {
+        let mut entry = look_at("tsk-1", 0);
+        change(&mut entry);
+        entry
+    };
+    let entries = vec![
+        changed(|entry| entry.common_properties.as_mut().expect("set").access_log_type = 4),
+        changed(|entry| entry.common_properties.as_mut().expect("set").metadata = None),
+        changed(|entry| {
+            entry.response.as_mut().expect("set").response_code = Some(UInt32Value { value: 404 });
+        }),
+        changed(|entry| entry.request.as_mut().expect("set").path = "/api/v1/workers".to_owned()),
+        changed(|entry| entry.response = None),
+        changed(|_| {}),
+    ];
+    stream.send(message(entries)).await.expect("sent");
+    let connections = TcpAccessLogEntries { log_entry: vec![TcpAccessLogEntry::default(); 3] };
+    let connections = Some(LogEntries::TcpLogs(connections));
+    stream.send(StreamAccessLogsMessage { log_entries: connections, ..Default::default() }).await.expect("sent");
+    for (kind, count) in [
+        ("ignored_not_final", 1.0),
+        ("ignored_not_ours", 1.0),
+        ("ignored_not_2xx", 1.0),
+        ("ignored_irrelevant", 1.0),
+        ("ignored_malformed", 1.0),
+        ("task_touched", 1.0),
+        ("ignored_not_http", 3.0),
+        ("lost_intake_closed", 0.0),
+    ] {
+        edge.metric(&format!("tollgate_log_entries_total{{kind=\"{kind}\"}}"), count).await;
+    }
     edge.finish_unbilled().await;
 }
 

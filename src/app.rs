@@ -16,7 +16,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use crate::access_log::event::Event;
@@ -33,8 +35,9 @@ use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
-use crate::listen::{self, Bound};
+use crate::listen::{self, Bound, Layers};
 use crate::poster::Poster;
+use crate::reflection;
 use crate::retention::Pruner;
 use crate::secrets::Secrets;
 use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
@@ -196,11 +199,7 @@ impl App {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         announce(&health, ServingStatus::Serving, true).await;
-        let message_bytes = limits.log_message_bytes;
-        let server = listen::server()
-            .add_service(health_service)
-            .add_service(AuthorizationServer::new(authz))
-            .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes));
+        let server = grpc_services(&config, health_service, authz, access_log)?;
         let connections = grpc.accept(&mut lifecycle, &stopping, limits, &mut registry);
         let serving = connections.serve(server, stopping.stop.clone());
         let stop = stopping.stop.clone();
@@ -312,6 +311,23 @@ fn spawn_billing(
         Intake::new(ledger.clone(), queue, news, unrecorded.clone(), limits.intake_batch, metrics.clone()).run(),
     );
     events
+}
+
+/// What the gRPC listener serves.
+fn grpc_services(
+    config: &Config,
+    health: HealthServer<impl Health>,
+    authz: Authz,
+    access_log: AccessLog,
+) -> anyhow::Result<Router<Layers>> {
+    let reflected = config.grpc_reflection;
+    let message_bytes = config.limits.log_message_bytes;
+    Ok(listen::server()
+        .add_service(health)
+        .add_service(AuthorizationServer::new(authz))
+        .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes))
+        .add_optional_service(reflected.then(reflection::v1).transpose()?)
+        .add_optional_service(reflected.then(reflection::v1alpha).transpose()?))
 }
 
 /// How long connections without a request under way may take to notice that they are to close: an idle peer must not make

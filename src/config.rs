@@ -112,6 +112,8 @@ pub struct Config {
     pub grpc_listen: Listen,
     /// `None`: the gRPC listener speaks plain text. Never present with a Unix socket.
     pub tls: Option<TlsFiles>,
+    /// Whether the gRPC listener tells what it serves.
+    pub grpc_reflection: bool,
     pub admin_listen: SocketAddr,
     /// The SQLite file.
     pub ledger: PathBuf,
@@ -210,6 +212,7 @@ impl Config {
             },
             grpc_listen,
             tls,
+            grpc_reflection: on_off("TOLLGATE_GRPC_REFLECTION", options.grpc_reflection)?,
             admin_listen,
             ledger: ledger(options.ledger)?,
             // A month's bill must be there when it is disputed.

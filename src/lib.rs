@@ -15,6 +15,7 @@ pub mod config;
 pub mod app;
 pub mod lifecycle;
 pub mod listen;
+pub mod reflection;
 pub mod secrets;
 pub mod telemetry;
 pub mod tls;

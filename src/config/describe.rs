@@ -119,6 +119,7 @@ impl Config {
             (TLS_KEY, tls(|files| &files.key)),
             (TLS_CLIENT_CA, tls(|files| &files.client_ca)),
             ("TOLLGATE_INSECURE_LISTEN", on(self.given.insecure_listen)),
+            ("TOLLGATE_GRPC_REFLECTION", on(self.grpc_reflection)),
             ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
             ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
             ("TOLLGATE_RETENTION_DAYS", (self.retention.as_secs() / SECONDS_A_DAY).to_string()),

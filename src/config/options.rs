@@ -51,6 +51,9 @@ pub struct Options {
     /// `on`: allow a gRPC listener that others than this machine can reach without mTLS [default: off]
     #[arg(long, global = true, env = "TOLLGATE_INSECURE_LISTEN", value_name = "on|off")]
     pub insecure_listen: Option<String>,
+    /// `on`: gRPC server reflection, for `grpcurl` and its like [default: off]
+    #[arg(long, global = true, env = "TOLLGATE_GRPC_REFLECTION", value_name = "on|off")]
+    pub grpc_reflection: Option<String>,
     /// Health and metrics [default: 127.0.0.1:9090]
     #[arg(long, global = true, env = "TOLLGATE_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,

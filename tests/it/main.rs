@@ -23,6 +23,7 @@ mod operator;
 mod paths;
 mod privacy;
 mod process;
+mod reflection;
 mod replicas;
 mod restarts;
 mod results;

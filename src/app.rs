@@ -42,7 +42,7 @@ use crate::retention::Pruner;
 use crate::secrets::Secrets;
 use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
 use crate::supplier::Suppliers;
-use crate::telemetry::{Logs, Metrics};
+use crate::telemetry::{Logs, Metrics, Traces};
 use crate::tls::Certificates;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
@@ -141,12 +141,15 @@ impl App {
     ///
     /// # Errors
     /// When a part failed, or did not stop in time.
-    pub async fn run(self, logs: &Logs) -> anyhow::Result<()> {
+    pub async fn run(self, logs: &Logs, traces: Option<&Traces>) -> anyhow::Result<()> {
         let stopping = Stopping::default();
         let mut lifecycle = Lifecycle::new(stopping.clone())?;
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let gauges = Gauges::register(&mut registry, self.ledger.is_some());
+        if let Some(traces) = traces {
+            traces.register(&mut registry);
+        }
         let Self {
             config,
             upstreams: Upstreams { lum_id, flowmesh, runmesh, times },
@@ -159,7 +162,7 @@ impl App {
         times.register(&mut registry);
         let limits = &config.limits;
 
-        let secrets = Secrets::new(&config, metrics.secret_reloads.clone()).map_err(Failure::Signals)?;
+        let secrets = Secrets::new(&config, logs.filter(), metrics.secret_reloads.clone()).map_err(Failure::Signals)?;
         lifecycle.spawn("secrets", secrets.keep(limits.secret_refresh, stopping.stop.clone()));
 
         let identity = Identity::new(&config, lum_id, metrics.clone());
@@ -220,6 +223,7 @@ impl App {
             gauges,
             metrics,
             settings: config.describe(),
+            log: config.log.clone(),
             dropped_log_lines: logs.dropped(),
             identity,
             guard,

@@ -119,7 +119,9 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 
 fn config(options: Options) -> anyhow::Result<Config> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    Ok(Config::parse(options)?.warn_of_unknown(names))
+    let mut config = Config::parse(options)?.warn_of_unknown(names);
+    config.no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Ok(config)
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
@@ -135,6 +137,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let traces = config.otlp_endpoint.as_ref().map(telemetry::init_traces).transpose();
+    let traces = traces.context("OTEL_EXPORTER_OTLP_ENDPOINT")?;
     let app = App::build(config).await?;
     tracing::info!(
         grpc = app.grpc_address(),
@@ -144,7 +148,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         app.grpc_address(),
         app.admin_address()
     );
-    app.run(&logs).await?;
+    let result = app.run(&logs, traces.as_ref()).await;
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
+    result?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

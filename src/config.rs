@@ -5,8 +5,10 @@
 //! but allowed is a line in [`Config::warnings`]. Past this module nothing reads the environment.
 
 mod describe;
+mod file;
 mod limits;
 mod listen;
+mod log_filter;
 mod options;
 mod secret;
 
@@ -17,10 +19,12 @@ use std::time::Duration;
 use reqwest::Url;
 
 pub use describe::{Origin, Origins, Setting};
+pub use file::SettingFile;
 pub use limits::Limits;
 pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
+pub use log_filter::LogFilter;
 pub use options::Options;
-pub use secret::{Secret, SecretFile, expose};
+pub use secret::{Secret, expose};
 
 /// A setting that cannot be used. Displays as one line that names the variable.
 #[derive(Debug, thiserror::Error)]
@@ -122,8 +126,12 @@ pub struct Config {
     pub forward_authorization: bool,
     pub reconcile_interval: Duration,
     pub reconcile_grace: Duration,
-    pub log: String,
+    pub log: LogFilter,
+    /// The collector of spans; `None`: none are exported.
+    pub otlp_endpoint: Option<BaseUrl>,
     pub log_format: LogFormat,
+    /// Whether a terminal gets plain text, too: `NO_COLOR` is set, by the convention of that name.
+    pub no_colour: bool,
     pub limits: Limits,
     /// Risky or useless combinations, one line each, to be said at start.
     pub warnings: Vec<String>,
@@ -136,9 +144,7 @@ impl Config {
     /// The first setting that cannot be used.
     pub fn parse(options: Options) -> Result<Self, Error> {
         let mut warnings = Vec::new();
-        let runmesh = given(options.runmesh_billing_base_url)
-            .map(|url| base_url("RUNMESH_BILLING_BASE_URL", &url))
-            .transpose()?;
+        let runmesh = optional_url("RUNMESH_BILLING_BASE_URL", options.runmesh_billing_base_url)?;
         let secret = secret::secret(
             "FLOWMESH_BRIDGE_SECRET",
             "FLOWMESH_BRIDGE_SECRET_FILE",
@@ -225,12 +231,14 @@ impl Config {
                 1..=86_400,
             )?,
             reconcile_grace: seconds("TOLLGATE_RECONCILE_GRACE_SECS", options.reconcile_grace_secs, 30, 0..=3_600)?,
-            log: log_filter(options.log)?,
+            otlp_endpoint: optional_url("OTEL_EXPORTER_OTLP_ENDPOINT", options.otlp_endpoint)?,
+            log: LogFilter::parse(options.log, options.log_file)?,
             log_format: match given(options.log_format).as_deref() {
                 None | Some("text") => LogFormat::Text,
                 Some("json") => LogFormat::Json,
                 Some(other) => return Err(wrong("TOLLGATE_LOG_FORMAT", format!("'{other}' is neither text nor json"))),
             },
+            no_colour: false,
             limits: Limits::default(),
             warnings,
         })
@@ -251,6 +259,10 @@ fn wrong(variable: &'static str, reason: impl Into<String>) -> Error {
 
 fn given(value: Option<String>) -> Option<String> {
     value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn optional_url(variable: &'static str, value: Option<String>) -> Result<Option<BaseUrl>, Error> {
+    given(value).map(|url| base_url(variable, &url)).transpose()
 }
 
 fn base_url(variable: &'static str, text: &str) -> Result<BaseUrl, Error> {
@@ -340,14 +352,6 @@ fn ledger(value: Option<String>) -> Result<PathBuf, Error> {
         Some((scheme, _)) => Err(wrong(VARIABLE, format!("this version has no {scheme} ledger, only sqlite:PATH"))),
         None => Err(wrong(VARIABLE, "is not of the form sqlite:PATH")),
     }
-}
-
-fn log_filter(value: Option<String>) -> Result<String, Error> {
-    let filter = given(value).unwrap_or_else(|| "info".to_owned());
-    filter
-        .parse::<tracing_subscriber::filter::Targets>()
-        .map_err(|error| wrong("TOLLGATE_LOG", format!("'{filter}' is not a log filter: {error}")))?;
-    Ok(filter)
 }
 
 /// Whether a text can be a header value as it is.

@@ -89,7 +89,7 @@ impl Driver {
         let mut steps: JoinSet<Result<(), ledger::Error>> = JoinSet::new();
         let failed = |error: ledger::Error, doing: &'static str| {
             metrics.ledger_errors.get_or_create(&KindLabels { kind: doing }).inc();
-            tracing::error!(%error, work = ?W::WORK, doing, "{error} ({doing}, {:?})", W::WORK);
+            tracing::error!(%error, work = ?W::WORK, doing, "the ledger fails ({doing}, {:?}): {error}", W::WORK);
         };
         loop {
             let free = u32::try_from(concurrency.saturating_sub(steps.len())).unwrap_or(u32::MAX);

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use crate::telemetry::traces::Around;
 use crate::upstream::CallError;
 
 /// How much longer than the time limit of its HTTP client a call gets: the client's error says more.
@@ -177,8 +178,10 @@ where
         drop(under_way);
 
         let landing = Landing { shared: self.shared.clone(), key, number };
+        // It is part of what its first caller is part of.
+        let around = Around::here();
         self.shared.tasks.spawn(async move {
-            let answer = landing.shared.run(place, call).await.map_err(Arc::new);
+            let answer = around.run(landing.shared.run(place, call)).await.map_err(Arc::new);
             landing.land(|| keep(&answer));
             // Nobody may be waiting any more.
             let _ = sender.send(Some(answer));

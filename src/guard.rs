@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::Limits;
 use crate::flight::{Bounds, Flights, GRACE, Joined, Place};
 use crate::principal::Principal;
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
 use crate::upstream::runmesh::{Balance, Runmesh};
 
@@ -59,7 +59,7 @@ impl Guard {
             return Decision::Pass;
         };
         let (runmesh, asked) = (self.runmesh.clone(), email.clone());
-        let call = move || async move { runmesh.preflight(&asked).await };
+        let call = move || async move { traces::call("preflight", CallError::kind, runmesh.preflight(&asked)).await };
         let answer = match self.flights.join((principal.id.clone(), email.clone()), Place::Any, || None, call, |_| {}) {
             Joined::Known(balance) => Ok(balance),
             Joined::Waits(ticket) => ticket.answer().await,

@@ -86,7 +86,7 @@ impl Lifecycle {
             }
             ended = self.tasks.next_ended() => ended.map(|(name, result)| {
                 let reason = result.err().unwrap_or_else(|| "it returned".to_owned());
-                tracing::error!(task = name, reason, "stopping: task {name} ended unexpectedly: {reason}");
+                tracing::error!(part = name, reason, "stopping: task {name} ended unexpectedly: {reason}");
                 Failure::TaskEnded { name, reason }
             }),
         };
@@ -103,10 +103,10 @@ impl Lifecycle {
                 ended = self.tasks.next_ended() => match ended {
                     None => break,
                     Some((name, Err(reason))) => {
-                        tracing::error!(task = name, reason, "task {name} failed while stopping: {reason}");
+                        tracing::error!(part = name, reason, "task {name} failed while stopping: {reason}");
                         failure = failure.or(Some(Failure::TaskEnded { name, reason }));
                     }
-                    Some((name, Ok(()))) => tracing::debug!(task = name, "task {name} ended"),
+                    Some((name, Ok(()))) => tracing::debug!(part = name, "task {name} ended"),
                 },
                 () = &mut at_deadline => break,
                 signal = self.signals.next() => {
@@ -117,7 +117,7 @@ impl Lifecycle {
         }
         if !self.tasks.names.is_empty() {
             let running = self.tasks.names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
-            tracing::error!(tasks = running, "aborting what did not stop in time: {running}");
+            tracing::error!(parts = running, "aborting what did not stop in time: {running}");
             failure = failure.or(Some(Failure::Deadline(running)));
         }
         self.tasks.running.shutdown().await;

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, Worker, jitter, spread};
 use crate::ledger::{self, DueCharge, Ledger, Work};
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, Sparing, traces};
 use crate::upstream::runmesh::{ENVELOPE, Entry, PostError, Runmesh, UNAUTHORIZED};
 
 /// Between two posts of one charge.
@@ -21,6 +21,9 @@ const FIRST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_mins(5);
 /// A `Retry-After` beyond this is a mistake, or an outage that a probe should find the end of.
 const RETRY_AFTER_MOST: Duration = Duration::from_mins(10);
+
+/// Of charges that were not posted: while Runmesh is down it is all of them.
+static NOT_POSTED: Sparing = Sparing::of_work();
 
 /// The posting worker.
 pub struct Poster {
@@ -53,30 +56,36 @@ impl Worker for Poster {
     }
 
     async fn step(&self, due: DueCharge) -> Result<(), ledger::Error> {
+        traces::step("post", self.post(due)).await
+    }
+}
+
+impl Poster {
+    async fn post(&self, due: DueCharge) -> Result<(), ledger::Error> {
         let task = due.task_id.clone();
         let attempts = due.attempts;
         let (cost, principal) = (due.cost.clone(), due.principal_id.clone());
         let result = match entry(due) {
-            Ok(entry) => self.runmesh.post(&entry).await,
+            Ok(entry) => traces::call("billing entry", PostError::kind, self.runmesh.post(&entry)).await,
             Err(reason) => Err(PostError::Rejected { status: 0, answer: reason }),
         };
-        let outcome = match &result {
-            Ok(()) => "posted",
-            Err(PostError::Rejected { .. }) => "rejected",
-            Err(PostError::Retryable { kind, .. }) => kind,
-        };
+        let outcome = result.as_ref().err().map_or("posted", PostError::kind);
+        traces::note("tollgate.task_id", task.clone());
+        traces::note("tollgate.outcome", outcome);
+        let trace_id = traces::id();
         self.metrics.posts.get_or_create(&OutcomeLabels { outcome }).inc();
         match result {
             Ok(()) => {
                 self.circuit.succeeded();
                 self.ledger.posted(&task, Timestamp::now()).await?;
-                tracing::info!(task, principal, cost, "posted ${cost} of {principal} for task {task}");
+                tracing::info!(trace_id, task, principal, cost, "posted ${cost} of {principal} for task {task}");
             }
             Err(PostError::Rejected { status, answer }) => {
                 // An answer all the same: Runmesh is there.
                 self.circuit.succeeded();
                 self.ledger.post_rejected(&task, &format!("status {status}: {answer}")).await?;
                 tracing::error!(
+                    trace_id,
                     task,
                     principal,
                     cost,
@@ -109,12 +118,12 @@ impl Worker for Poster {
                 let now = Timestamp::now();
                 let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
                 self.ledger.post_failed(&task, &reason, again, now).await?;
-                tracing::warn!(
-                    task,
-                    attempts,
-                    reason,
-                    "charge for task {task} not posted, again in {wait:.1?}: {reason}"
-                );
+                let again_in = format!("charge for task {task} not posted, again in {wait:.1?}: {reason}");
+                if let Some(unsaid) = NOT_POSTED.say() {
+                    tracing::warn!(trace_id, task, attempts, reason, unsaid = unsaid.0, "{again_in}{unsaid}");
+                } else {
+                    tracing::debug!(trace_id, task, attempts, reason, "{again_in}");
+                }
             }
         }
         Ok(())

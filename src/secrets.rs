@@ -1,8 +1,9 @@
-//! Secrets that change in their files: taken up while Tollgate runs, with every stream and connection left alone.
+//! Secrets and the log filter, where they are kept in files: taken up while Tollgate runs, with every stream and connection
+//! left alone.
 //!
 //! The files are looked at every so often, and a change is judged when two looks in a row saw the same, so that one which
 //! is under way is not taken for a mistake; at SIGHUP, by which somebody says that it is done, it is judged at once. What
-//! cannot be used is told once, and the secret in force stays.
+//! cannot be used is told once, and what is in force stays.
 //!
 //! What it does not do: take up anything else. An environment cannot change under a running process.
 
@@ -14,22 +15,29 @@ use secrecy::SecretString;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Secret, expose};
+use crate::config::{Config, LogFilter, Secret, SettingFile, expose};
 use crate::lifecycle::TaskError;
-use crate::telemetry::OutcomeLabels;
+use crate::telemetry::{FilterInForce, OutcomeLabels};
 
 /// What a file was seen to hold, or why it cannot be used, as one line that names the variable.
 type Look = Result<SecretString, String>;
 
-/// The secrets that are kept in files.
+/// What is kept in files.
 pub struct Secrets {
     watched: Vec<Watched>,
     hang_up: Signal,
     reloads: Family<OutcomeLabels, Counter>,
 }
 
+/// What a file is for.
+#[derive(Clone)]
+enum Kept {
+    Secret(Secret),
+    Log(LogFilter, FilterInForce),
+}
+
 struct Watched {
-    secret: Secret,
+    kept: Kept,
     variable: &'static str,
     /// What was judged last, whether it could be used or not.
     judged: Look,
@@ -37,13 +45,14 @@ struct Watched {
 }
 
 impl Secrets {
-    /// From here on SIGHUP is no longer the end of the process, also where no secret is in a file.
+    /// From here on SIGHUP is no longer the end of the process, also where nothing is in a file.
     ///
     /// # Errors
     /// When signals cannot be listened for.
-    pub fn new(config: &Config, reloads: Family<OutcomeLabels, Counter>) -> std::io::Result<Self> {
+    pub fn new(config: &Config, log: FilterInForce, reloads: Family<OutcomeLabels, Counter>) -> std::io::Result<Self> {
         let secrets = [config.billing.as_ref().map(|billing| &billing.secret), config.flowmesh.api_key.as_ref()];
-        let watched = secrets.into_iter().flatten().filter_map(Watched::new).collect();
+        let secrets = secrets.into_iter().flatten().cloned().map(Kept::Secret);
+        let watched = secrets.chain([Kept::Log(config.log.clone(), log)]).filter_map(Watched::new).collect();
         Ok(Self { watched, hang_up: signal(SignalKind::hangup())?, reloads })
     }
 
@@ -60,30 +69,81 @@ impl Secrets {
             };
             let mut changes = 0;
             for watched in &mut self.watched {
-                let secret = watched.secret.clone();
-                let Some(seen) = tokio::task::spawn_blocking(move || look(&secret)).await? else { continue };
+                let kept = watched.kept.clone();
+                let Some(seen) = tokio::task::spawn_blocking(move || kept.look()).await? else { continue };
                 if let Some(outcome) = watched.take(seen, asked) {
                     changes += 1;
-                    self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+                    if matches!(watched.kept, Kept::Secret(_)) {
+                        self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+                    }
                 }
             }
             if asked {
-                let files = self.watched.len();
-                tracing::info!(files, changes, "SIGHUP: looked at {files} secret files, {changes} changed");
+                let files = self.watched.iter().filter(|watched| matches!(watched.kept, Kept::Secret(_))).count();
+                let log = if files < self.watched.len() { " and the log filter" } else { "" };
+                tracing::info!(files, changes, "SIGHUP: looked at {files} secret files{log}, {changes} changed");
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn file(&self) -> Option<&SettingFile> {
+        match self {
+            Self::Secret(secret) => secret.file(),
+            Self::Log(filter, _) => filter.file(),
+        }
+    }
+
+    fn in_force(&self) -> SecretString {
+        match self {
+            Self::Secret(secret) => secret.get(),
+            Self::Log(filter, _) => filter.get().into(),
+        }
+    }
+
+    /// What its file holds.
+    fn look(&self) -> Option<Look> {
+        let file = self.file()?;
+        if !file.is_missing_or_regular() {
+            return Some(Err(format!("{}: is no file", file.variable())));
+        }
+        let value = match self {
+            Self::Secret(_) => Secret::read(file),
+            Self::Log(..) => LogFilter::read(file).map(SecretString::from),
+        };
+        Some(value.map_err(|error| error.to_string()))
+    }
+
+    fn replace(&self, variable: &'static str, value: SecretString) {
+        match self {
+            Self::Secret(secret) => {
+                secret.replace(value);
+                tracing::info!(variable, "{variable}: its changed secret is in use");
+            }
+            Self::Log(filter, in_force) => {
+                let (before, after) = (filter.get(), expose(&value).to_owned());
+                let tell = || tracing::info!(variable, before, after, "log filter changed from {before} to {after}");
+                // Whichever of the two lets it through: it is the one line that tells why others come or stay away.
+                let is_told = tracing::enabled!(tracing::Level::INFO);
+                if is_told {
+                    tell();
+                }
+                in_force.replace(&after);
+                filter.replace(after.clone());
+                if !is_told {
+                    tell();
+                }
             }
         }
     }
 }
 
 impl Watched {
-    fn new(secret: &Secret) -> Option<Self> {
-        let file = secret.file().filter(|file| file.is_regular())?;
-        Some(Self {
-            variable: file.variable(),
-            judged: Ok(secret.get()),
-            last_seen: Ok(secret.get()),
-            secret: secret.clone(),
-        })
+    fn new(kept: Kept) -> Option<Self> {
+        let file = kept.file().filter(|file| file.is_regular())?;
+        let (variable, in_force) = (file.variable(), kept.in_force());
+        Some(Self { variable, judged: Ok(in_force.clone()), last_seen: Ok(in_force), kept })
     }
 
     /// Judges what was seen if it is a change, and one that is over; what came of it.
@@ -97,25 +157,16 @@ impl Watched {
         let variable = self.variable;
         match seen {
             Ok(value) => {
-                self.secret.replace(value);
-                tracing::info!(variable, "{variable}: its changed secret is in use");
+                self.kept.replace(variable, value);
                 Some("ok")
             }
             Err(error) => {
-                tracing::error!(variable, "{error}; the secret in use stays");
+                let what = if matches!(self.kept, Kept::Secret(_)) { "secret" } else { "log filter" };
+                tracing::error!(variable, "{error}; the {what} in use stays");
                 Some("failed")
             }
         }
     }
-}
-
-/// What its file holds.
-fn look(secret: &Secret) -> Option<Look> {
-    let file = secret.file()?;
-    if file.is_missing_or_regular() {
-        return Some(file.read().map_err(|error| error.to_string()));
-    }
-    Some(Err(format!("{}: is no file", file.variable())))
 }
 
 fn is_same(one: &Look, other: &Look) -> bool {
@@ -141,13 +192,13 @@ mod tests {
             ..Options::default()
         });
         let secret = config.expect("valid").billing.expect("billing is on").secret;
-        (Watched::new(&secret).expect("kept in a file"), file)
+        (Watched::new(Kept::Secret(secret)).expect("kept in a file"), file)
     }
 
     /// Looks at the file; what came of it, and what is then in force.
     fn after(watched: &mut Watched, asked: bool) -> (Option<&'static str>, String) {
-        let seen = look(&watched.secret).expect("kept in a file");
-        (watched.take(seen, asked), expose(&watched.secret.get()).to_owned())
+        let seen = watched.kept.look().expect("kept in a file");
+        (watched.take(seen, asked), expose(&watched.kept.in_force()).to_owned())
     }
 
     #[test]

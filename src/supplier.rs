@@ -18,7 +18,7 @@ use crate::config::{Limits, is_visible_ascii};
 use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place};
 use crate::lifecycle::TaskError;
 use crate::route::is_id;
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, Sparing, traces};
 use crate::upstream::CallError;
 use crate::upstream::flowmesh::{FlowMesh, Worker};
 
@@ -30,6 +30,9 @@ const SLOW_KEYS: usize = 3;
 const NOTHING_TTL: Duration = Duration::from_secs(5);
 /// An assignment changes when a task is retried.
 const TASK_TTL: Duration = Duration::from_secs(5);
+
+/// Of charges that go without a supplier: while FlowMesh is slow it may be all of them.
+static WITHOUT_SUPPLIER: Sparing = Sparing::of_work();
 
 /// What a request is about, as far as its supplier is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +138,11 @@ impl Suppliers {
         });
         inner.count(&found);
         found.unwrap_or_else(|error| {
-            tracing::debug!(?subject, %error, "supplier unknown: {error}");
+            let (kind, id) = match subject {
+                Subject::Worker(id) => ("worker", id),
+                Subject::Task(id) => ("task", id),
+            };
+            tracing::debug!(trace_id = traces::id(), %error, "no supplier for {kind} {id}: {error}");
             None
         })
     }
@@ -145,7 +152,12 @@ impl Suppliers {
         let found = self.0.find(Subject::Worker(worker), Patience::OneCall).await;
         self.0.count(&found);
         found.unwrap_or_else(|error| {
-            tracing::warn!(worker, %error, "a charge goes without its supplier, worker {worker} is unknown: {error}");
+            let without = format!("a charge goes without its supplier, worker {worker} is unknown: {error}");
+            if let Some(unsaid) = WITHOUT_SUPPLIER.say() {
+                tracing::warn!(trace_id = traces::id(), worker, %error, unsaid = unsaid.0, "{without}{unsaid}");
+            } else {
+                tracing::debug!(trace_id = traces::id(), worker, %error, "{without}");
+            }
             None
         })
     }
@@ -219,7 +231,7 @@ impl Inner {
             return Err(Arc::new(CallError::Paused));
         }
         let (inner, asked) = (self.clone(), key.clone());
-        let call = move || async move { inner.ask(&asked).await };
+        let call = move || async move { traces::call("supplier look-up", CallError::kind, inner.ask(&asked)).await };
         let (inner, kept) = (self.clone(), key.clone());
         let keep = move |answer: &Answer<Found>| inner.keep(kept, answer);
         match self.flights.join(key.clone(), Place::Any, || self.known.get(&key), call, keep) {

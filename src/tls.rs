@@ -32,6 +32,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use x509_cert::certificate::{CertificateInner, Raw};
@@ -95,10 +96,11 @@ impl Certificates {
         self.in_force.subscribe()
     }
 
-    /// Looks at the files every so often and takes up what has changed, until the stop.
+    /// Looks at the files every so often, and at SIGHUP, and takes up what has changed, until the stop. SIGHUP counts as the
+    /// second look: by it somebody says that the change is done.
     ///
     /// # Errors
-    /// None of its own: a bad file is told, counted and waited out.
+    /// When signals cannot be listened for; a bad file is told, counted and waited out.
     pub async fn keep(
         mut self,
         every: Duration,
@@ -108,15 +110,25 @@ impl Certificates {
         tracing::info!("mTLS: serving with a certificate that is valid until {}", self.not_after);
         metrics.not_after.set(self.not_after.as_second());
         let mut last_seen = self.judged.clone();
-        while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            let asked = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(()) = hang_up.recv() => true,
+                () = tokio::time::sleep(every) => false,
+            };
             let files = self.files.clone();
             let seen = tokio::task::spawn_blocking(move || Contents::read(&files)).await?;
-            if seen != self.judged && seen == last_seen {
+            let is_change = seen != self.judged;
+            if is_change && (asked || seen == last_seen) {
                 self.take(seen.clone(), &metrics);
+            }
+            if asked {
+                let found = if is_change { "have changed" } else { "are as they were" };
+                tracing::info!("SIGHUP: looked at the TLS files, they {found}");
             }
             last_seen = seen;
         }
-        Ok(())
     }
 
     /// Judges a change, once.

@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 
 use super::event::Event;
 use crate::drive::{News, growing, jitter};
-use crate::ledger::Ledger;
 use crate::ledger::unrecorded::Unrecorded;
+use crate::ledger::{Ledger, Reported, Settled};
 use crate::lifecycle::TaskError;
+use crate::settlement::told;
 use crate::telemetry::{KindLabels, Metrics};
 
 /// Between tries of a ledger that fails.
@@ -50,17 +51,22 @@ impl Intake {
     pub async fn run(mut self) -> Result<(), TaskError> {
         let mut events = Vec::with_capacity(self.batch);
         while self.queue.recv_many(&mut events, self.batch).await > 0 {
-            self.commit(&events).await?;
+            let charges = self.commit(&events).await?;
             self.metrics.intake_queued.dec_by(i64::try_from(events.len()).unwrap_or(i64::MAX));
             self.tell(&events);
+            charges.iter().for_each(tell_charge);
             events.clear();
         }
         Ok(())
     }
 
-    async fn commit(&self, events: &[Event]) -> Result<(), TaskError> {
+    async fn commit(&self, events: &[Event]) -> Result<Vec<Reported>, TaskError> {
         let mut failures = 0;
-        while let Err(error) = self.ledger.record(events, Timestamp::now()).await {
+        loop {
+            let error = match self.ledger.record(events, Timestamp::now()).await {
+                Ok(charges) => return Ok(charges),
+                Err(error) => error,
+            };
             self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "record_events" }).inc();
             tracing::error!(%error, events = events.len(), "cannot record {} log events: {error}", events.len());
             if self.queue.is_closed() && failures >= LAST_TRIES {
@@ -69,7 +75,6 @@ impl Intake {
             tokio::time::sleep(growing(FIRST, MOST, failures, jitter())).await;
             failures += 1;
         }
-        Ok(())
     }
 
     fn tell(&self, events: &[Event]) {
@@ -114,5 +119,14 @@ impl Intake {
                 Event::WorkflowSeen { .. } => self.news.workflows.notify_one(),
             }
         }
+    }
+}
+
+/// A charge that an answer brought about gets the line that every charge gets.
+fn tell_charge(Reported { task_id, workflow_id, cost, settled }: &Reported) {
+    match settled {
+        Settled::Charged { principal_id } => told::charged(task_id, workflow_id, principal_id, cost),
+        Settled::Held { reason } => told::held(task_id, workflow_id, cost, reason),
+        _ => {}
     }
 }

@@ -167,7 +167,7 @@ impl AccessLogService for AccessLog {
                 Ok(None) => break,
                 Err(status) => {
                     // Envoy went away; what it had not sent is found by the sweep.
-                    tracing::debug!(%status, "an access-log stream broke off: {}", status.message());
+                    tracing::debug!(error = %status, "an access-log stream broke off: {}", status.message());
                     break;
                 }
             }

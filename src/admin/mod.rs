@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::config::Setting;
+use crate::config::{LogFilter, Setting};
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
@@ -36,6 +36,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// The effective values, secrets masked.
     pub settings: Vec<Setting>,
+    /// The one of them that may change.
+    pub log: LogFilter,
     pub dropped_log_lines: ErrorCounter,
     pub identity: Identity,
     /// Absent when the guard is off.
@@ -59,7 +61,11 @@ pub fn router(admin: Admin) -> Router {
 
 /// As `tollgate check-config` prints it.
 async fn config(State(admin): State<Arc<Admin>>) -> Json<Vec<Setting>> {
-    Json(admin.settings.clone())
+    let mut settings = admin.settings.clone();
+    for setting in settings.iter_mut().filter(|setting| setting.variable == "TOLLGATE_LOG") {
+        setting.value = admin.log.get();
+    }
+    Json(settings)
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {

@@ -5,6 +5,7 @@ use super::decision::{Allow, Decision, Denial};
 use super::request::Inquiry;
 use crate::principal::Principal;
 use crate::route;
+use crate::telemetry::traces;
 use crate::upstream::CallError;
 
 /// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer.
@@ -14,10 +15,12 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
     let token = seen.token.map(|hash| hash.to_string()).unwrap_or_default();
     let route = seen.route.unwrap_or("none");
     let (request_id, source, reason) = (&inquiry.request_id, &inquiry.source, decision.reason());
+    let trace_id = traces::id();
     match decision {
-        Decision::Public => tracing::debug!(request_id, route, source, "{method} {path}: public"),
+        Decision::Public => tracing::debug!(request_id, trace_id, route, source, "{method} {path}: public"),
         Decision::Allow(Allow { principal, supplier, submission_id: Some(submission), .. }) => tracing::info!(
             request_id,
+            trace_id,
             route,
             source,
             token,
@@ -29,6 +32,7 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
         ),
         Decision::Allow(Allow { principal, supplier, .. }) => tracing::debug!(
             request_id,
+            trace_id,
             route,
             source,
             token,
@@ -42,6 +46,7 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
             let cause = seen.cause.as_ref().map(ToString::to_string).unwrap_or_default();
             tracing::warn!(
                 request_id,
+                trace_id,
                 route,
                 source,
                 token,
@@ -54,6 +59,7 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
         }
         Decision::Deny(denial) => tracing::info!(
             request_id,
+            trace_id,
             route,
             source,
             token,
@@ -65,11 +71,41 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
     }
 }
 
+/// The same for the span, where there is one.
+pub(super) fn note(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
+    if !traces::is_on() {
+        return;
+    }
+    traces::note("tollgate.decision", decision.reason());
+    traces::note("tollgate.route", seen.route.unwrap_or("none"));
+    traces::note("tollgate.request_id", inquiry.request_id.clone());
+    match decision {
+        Decision::Public => {}
+        Decision::Allow(Allow { principal, supplier, submission_id, .. }) => {
+            traces::note("tollgate.principal_id", principal.id.clone());
+            if let Some(supplier) = supplier {
+                traces::note("tollgate.supplier_id", supplier.to_string());
+            }
+            if let Some(submission) = submission_id {
+                traces::note("tollgate.submission_id", submission.clone());
+            }
+        }
+        Decision::Deny(denial) => {
+            traces::note("http.response.status_code", i64::from(denial.status()));
+            // The others are the client's doing, and no failure of the Check.
+            if matches!(denial, Denial::IdentityUnavailable { .. }) {
+                traces::failed("lum.id gave no answer");
+            }
+        }
+    }
+}
+
 /// A submission that goes through without a preflight.
 pub(super) fn unguarded(principal: &Principal, inquiry: &Inquiry, cause: &CallError) {
     let request_id = &inquiry.request_id;
     tracing::warn!(
         request_id,
+        trace_id = traces::id(),
         principal = principal.id,
         %cause,
         "no preflight for {}, letting the submission through: {cause}",

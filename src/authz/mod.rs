@@ -34,7 +34,7 @@ use crate::principal::Principal;
 use crate::route::{self, Route};
 use crate::settlement::emails::Awaited;
 use crate::supplier::{Subject, Suppliers};
-use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels};
+use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
 use decision::{Allow, Decision, Denial};
 use request::Inquiry;
@@ -75,9 +75,16 @@ impl Authorization for Authz {
         let mut seen = Seen::default();
         let unless_cancelled = Cancelled(&self.metrics);
         let started = Instant::now();
-        let decision = self.decide(&inquiry, &mut seen).await;
+        let work = traces::of_request("Check", inquiry.trace.as_ref());
+        let decision = traces::within(work.as_ref(), async {
+            let decision = self.decide(&inquiry, &mut seen).await;
+            log::decided(&decision, &inquiry, &seen);
+            log::note(&decision, &inquiry, &seen);
+            decision
+        })
+        .await;
+        drop(work);
         std::mem::forget(unless_cancelled);
-        log::decided(&decision, &inquiry, &seen);
         self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
         self.metrics.check_times.of(seen.cache).observe(started.elapsed().as_secs_f64());
         Ok(Response::new(response::render(&decision, &self.stamp)))
@@ -228,6 +235,7 @@ impl Authz {
                 self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "open_submission" }).inc();
                 tracing::error!(
                     request_id = inquiry.request_id,
+                    trace_id = traces::id(),
                     principal = principal.id,
                     submission = minted,
                     reason,

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use crate::config::is_visible_ascii;
+use crate::telemetry::traces::Parent;
 
 /// Key of Envoy's `context_extensions` by which a route fixes its supplier.
 const SUPPLIER_EXTENSION: &str = "supplier";
@@ -35,6 +36,8 @@ pub struct Inquiry {
     pub body: Vec<u8>,
     /// Fixed by the route.
     pub supplier: Option<String>,
+    /// The trace that the client says it is part of.
+    pub trace: Option<Parent>,
 }
 
 /// Reads a request. One without HTTP attributes, which Envoy's filter never leaves out, has an empty path, which is in no
@@ -56,12 +59,19 @@ pub fn parse(request: CheckRequest) -> Inquiry {
         request_id,
         source: metadata_context.and_then(vouched).or_else(|| source.and_then(address)).unwrap_or_default(),
         authorization: values(&http, "authorization"),
+        trace: trace(&http),
         is_websocket,
         supplier: context_extensions.remove(SUPPLIER_EXTENSION).filter(|name| is_visible_ascii(name)),
         body: if http.raw_body.is_empty() { http.body.into_bytes() } else { http.raw_body },
         method: http.method,
         target: http.path,
     }
+}
+
+/// By most requests it is one look into their headers.
+fn trace(http: &HttpRequest) -> Option<Parent> {
+    let traceparent = values(http, "traceparent");
+    if traceparent.is_empty() { None } else { Parent::parse(&traceparent, &values(http, "tracestate")) }
 }
 
 /// Every value of a header. With `encode_raw_headers` they are in the header map, else in the plain one.

@@ -25,7 +25,7 @@ pub enum Origin {
     Default,
     Environment,
     Flag,
-    /// A secret out of this file.
+    /// A secret or a log filter out of this file.
     File(String),
     /// Something else was given, and this is why it has no effect.
     Overruled(&'static str),
@@ -126,8 +126,9 @@ impl Config {
             ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),
             ("TOLLGATE_RECONCILE_INTERVAL_SECS", self.reconcile_interval.as_secs().to_string()),
             ("TOLLGATE_RECONCILE_GRACE_SECS", self.reconcile_grace.as_secs().to_string()),
-            ("TOLLGATE_LOG", self.log.clone()),
+            ("TOLLGATE_LOG", self.log.get()),
             ("TOLLGATE_LOG_FORMAT", format.to_owned()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", url(self.otlp_endpoint.as_ref())),
         ];
         let is_overruled = |variable| variable == "LUMID_BALANCE_GUARD" && self.given.guard && !self.balance_guard;
         let origin = |variable| {

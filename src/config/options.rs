@@ -75,9 +75,15 @@ pub struct Options {
     /// Log filter, such as `info` or `info,tollgate::authz=debug` [default: info]
     #[arg(long, global = true, env = "TOLLGATE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
+    /// File that holds the log filter, which then can be changed while Tollgate runs
+    #[arg(long, global = true, env = "TOLLGATE_LOG_FILE", value_name = "PATH")]
+    pub log_file: Option<String>,
     /// `text` for people, `json` for machines [default: text]
     #[arg(long, global = true, env = "TOLLGATE_LOG_FORMAT", value_name = "text|json")]
     pub log_format: Option<String>,
+    /// Collector that gets spans, by OTLP over HTTP; empty exports none
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     #[arg(skip)]
     pub origins: Origins,
 }

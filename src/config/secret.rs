@@ -1,34 +1,30 @@
 //! Secrets, and the files that they may be kept in.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::file::SettingFile;
 use super::{Error, given, is_visible_ascii, wrong};
-
-/// More than fits into a header; what is larger was named by mistake.
-const LARGEST_FILE: u64 = 64 * 1024;
 
 /// A secret that may be replaced while it is in use. All clones are the same one; what shows it hides the value.
 #[derive(Debug, Clone)]
 pub struct Secret {
-    file: Option<SecretFile>,
+    file: Option<SettingFile>,
     in_force: Arc<RwLock<SecretString>>,
 }
 
-/// A file that holds a secret.
-#[derive(Debug, Clone)]
-pub struct SecretFile {
-    variable: &'static str,
-    path: PathBuf,
-}
-
 impl Secret {
-    fn new(value: SecretString, file: Option<SecretFile>) -> Self {
+    fn new(value: SecretString, file: Option<SettingFile>) -> Self {
         Self { file, in_force: Arc::new(RwLock::new(value)) }
+    }
+
+    /// The secret that its file holds.
+    ///
+    /// # Errors
+    /// One line that names the variable, when that is no secret.
+    pub fn read(file: &SettingFile) -> Result<SecretString, Error> {
+        usable(file.variable(), file.text()?)
     }
 
     /// What is in force now: to be asked for at each use.
@@ -44,7 +40,7 @@ impl Secret {
 
     /// Where it is kept, when that is a file.
     #[must_use]
-    pub fn file(&self) -> Option<&SecretFile> {
+    pub fn file(&self) -> Option<&SettingFile> {
         self.file.as_ref()
     }
 }
@@ -54,46 +50,6 @@ impl From<&str> for Secret {
     fn from(value: &str) -> Self {
         Self::new(SecretString::from(value), None)
     }
-}
-
-impl SecretFile {
-    /// The variable that names it.
-    #[must_use]
-    pub fn variable(&self) -> &'static str {
-        self.variable
-    }
-
-    /// Whether it can be looked at again: what comes out of a pipe comes once.
-    #[must_use]
-    pub fn is_regular(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|file| file.is_file())
-    }
-
-    /// Whether reading it ends: a pipe, which it may have become, would wait for its writer.
-    #[must_use]
-    pub fn is_missing_or_regular(&self) -> bool {
-        std::fs::metadata(&self.path).map_or(true, |file| file.is_file())
-    }
-
-    /// What it holds.
-    ///
-    /// # Errors
-    /// One line that names the variable, when that is no secret.
-    pub fn read(&self) -> Result<SecretString, Error> {
-        let Self { variable, path } = self;
-        let text = read(path).map_err(|error| wrong(variable, format!("cannot read {}: {error}", path.display())))?;
-        match given(Some(text)) {
-            Some(text) => usable(variable, text),
-            None => Err(wrong(variable, format!("{} is empty", path.display()))),
-        }
-    }
-}
-
-/// Reads a file, up to a bound.
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST_FILE { Err(std::io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 /// It becomes a header value; anything else would fail at the first call instead of at start.
@@ -117,8 +73,8 @@ pub(super) fn secret(
         (None, None) => Ok(None),
         (Some(value), None) => Ok(Some(Secret::new(usable(variable, value)?, None))),
         (None, Some(path)) => {
-            let file = SecretFile { variable: file_variable, path: PathBuf::from(path) };
-            Ok(Some(Secret::new(file.read()?, Some(file))))
+            let file = SettingFile::new(file_variable, path);
+            Ok(Some(Secret::new(Secret::read(&file)?, Some(file))))
         }
     }
 }

@@ -23,7 +23,7 @@ use secrecy::SecretString;
 
 use crate::config::{Config, expose};
 use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place, Share};
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
 use crate::upstream::lumid::{Introspection, LumId};
 use budget::{Budget, Debt, Source};
@@ -180,6 +180,7 @@ impl Identity {
     pub async fn resolve(&self, token: &str, hash: TokenHash, source: &Source) -> Resolved {
         let resolved = self.0.resolve(token, hash, source).await;
         let outcome = resolved.way.as_str();
+        traces::note("tollgate.cache", outcome);
         self.0.metrics.identity_cache.get_or_create(&OutcomeLabels { outcome }).inc();
         resolved
     }
@@ -303,7 +304,7 @@ impl Inner {
     }
 
     async fn introspect(&self, token: &SecretString, source: Option<&Source>) -> Result<Outcome, CallError> {
-        let answer = self.lum_id.introspect(expose(token)).await;
+        let answer = traces::call("introspect", CallError::kind, self.lum_id.introspect(expose(token))).await;
         let outcome = match &answer {
             Ok(Introspection::Active { .. }) => "active",
             Ok(Introspection::Inactive) => "inactive",
@@ -341,7 +342,7 @@ impl Inner {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
             *told = Some(Instant::now());
-            tracing::warn!(%error, "lum.id does not answer as agreed: {error}");
+            tracing::warn!(trace_id = traces::id(), %error, "lum.id does not answer as agreed: {error}");
         }
     }
 

@@ -173,6 +173,15 @@ pub enum Settled {
     Deferred,
 }
 
+/// A charge that was written because an answer itself said what its task cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reported {
+    pub task_id: String,
+    pub workflow_id: String,
+    pub cost: String,
+    pub settled: Settled,
+}
+
 /// A charge to post.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueCharge {
@@ -245,8 +254,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// under which the submission stands, which is an older one when this is a repeat.
     async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error>;
 
-    /// Records what the log told, all of it in one transaction.
-    async fn record(&self, events: &[Event], at: Timestamp) -> Result<(), Error>;
+    /// Records what the log told, all of it in one transaction. Returns the charges that this has written.
+    async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error>;
 
     /// Notes workflows that FlowMesh has, and returns how many were news: `Some(time)` to look for their owner then,
     /// `None` when they are older than the ledger.

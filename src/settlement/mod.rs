@@ -9,5 +9,6 @@ pub mod attribution;
 pub mod emails;
 pub mod reconcile;
 pub mod tasks;
+pub mod told;
 pub mod usage;
 pub mod workflows;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::told;
 use super::usage::{self, Verdict};
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
 use crate::ledger::{self, DueTask, Existence, Ledger, Settled, Settlement, Work};
 use crate::route::is_id;
 use crate::supplier::Suppliers;
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, Sparing, traces};
 use crate::upstream::CallError;
 use crate::upstream::flowmesh::FlowMesh;
 
@@ -30,6 +31,9 @@ const DEFERRED_FIRST: Duration = Duration::from_secs(1);
 const DEFERRED_MOST: Duration = Duration::from_secs(10);
 /// How long FlowMesh must have said that it does not know a task before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(1);
+
+/// Of questions that FlowMesh did not answer: while it is down it is all of them.
+static NOT_ANSWERED: Sparing = Sparing::of_work();
 
 /// The settling worker.
 pub struct Settler {
@@ -57,6 +61,12 @@ impl Worker for Settler {
     }
 
     async fn step(&self, due: DueTask) -> Result<(), ledger::Error> {
+        traces::step("settle", self.ask_after(due)).await
+    }
+}
+
+impl Settler {
+    async fn ask_after(&self, due: DueTask) -> Result<(), ledger::Error> {
         let task_id = due.task_id.as_str();
         // It becomes part of a URL.
         if !is_id(task_id) {
@@ -65,7 +75,8 @@ impl Worker for Settler {
             return self.ledger.settle(task_id, None, &Settlement::Gone, Timestamp::now()).await.map(drop);
         }
         let now = Timestamp::now();
-        let answer = self.flowmesh.task(task_id).await;
+        traces::note("tollgate.task_id", task_id.to_owned());
+        let answer = traces::call("task", CallError::kind, self.flowmesh.task(task_id)).await;
         self.circuit.heard(answer.as_ref().map(drop));
         let outcome = match answer {
             // It answered, and not as agreed: a longer wait does not hide that there is something to bill. So it is when others
@@ -75,7 +86,12 @@ impl Worker for Settler {
                 "unreadable"
             }
             Err(error) => {
-                tracing::warn!(task = task_id, %error, "cannot ask FlowMesh after task {task_id}: {error}");
+                let cannot = format!("cannot ask FlowMesh after task {task_id}: {error}");
+                if let Some(unsaid) = NOT_ANSWERED.say() {
+                    tracing::warn!(trace_id = traces::id(), task = task_id, %error, unsaid = unsaid.0, "{cannot}{unsaid}");
+                } else {
+                    tracing::debug!(trace_id = traces::id(), task = task_id, %error, "{cannot}");
+                }
                 self.again(&due, TROUBLE_FIRST, TROUBLE_MOST, Existence::Unsaid).await?;
                 error.kind()
             }
@@ -111,12 +127,11 @@ impl Worker for Settler {
                 }
             },
         };
+        traces::note("tollgate.outcome", outcome);
         self.metrics.settlements.get_or_create(&OutcomeLabels { outcome }).inc();
         Ok(())
     }
-}
 
-impl Settler {
     /// Whether an error in place of an answer is this task's own, rather than FlowMesh's.
     fn is_hopeless(&self, due: &DueTask, error: &CallError) -> bool {
         due.attempts >= HOPELESS && matches!(error, CallError::Status { .. }) && self.circuit.is_closed()
@@ -125,7 +140,12 @@ impl Settler {
     /// What FlowMesh said cannot be charged. It is kept for the operator to see, and asked after again.
     async fn hold(&self, due: &DueTask, reason: &str) -> Result<(), ledger::Error> {
         let (task_id, now) = (due.task_id.as_str(), Timestamp::now());
-        tracing::error!(task = task_id, reason, "task {task_id} is held, what it costs cannot be read: {reason}");
+        tracing::error!(
+            trace_id = traces::id(),
+            task = task_id,
+            reason,
+            "task {task_id} is held, what it costs cannot be read: {reason}"
+        );
         let wait = growing(TROUBLE_FIRST, HELD_MOST, due.attempts, jitter());
         self.ledger.hold_task(due, reason, now.checked_add(wait).unwrap_or(Timestamp::MAX), now).await
     }
@@ -155,28 +175,17 @@ impl Settler {
         let cost = if let Settlement::Usage(usage) = settlement { usage.cost.as_str() } else { "0" };
         Ok(match self.ledger.settle(task_id, workflow_id, settlement, now).await? {
             Settled::Charged { principal_id } => {
-                tracing::info!(
-                    task = task_id,
-                    workflow,
-                    principal = principal_id,
-                    cost,
-                    "charge of ${cost} to {principal_id} for task {task_id} of workflow {workflow}"
-                );
+                told::charged(task_id, workflow, &principal_id, cost);
                 self.news.charges.notify_one();
                 "charged"
             }
             Settled::Held { reason } => {
-                tracing::warn!(
-                    task = task_id,
-                    workflow,
-                    cost,
-                    reason,
-                    "charge of ${cost} for task {task_id} of workflow {workflow} is held: {reason}"
-                );
+                told::held(task_id, workflow, cost, reason);
                 "held"
             }
             Settled::Merged => {
                 tracing::info!(
+                    trace_id = traces::id(),
                     task = task_id,
                     workflow,
                     "task {task_id} ran in a merged batch that is charged already"

@@ -12,7 +12,7 @@ use crate::drive::{LEASE, News, Worker, growing, jitter};
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{self, Attribution, DueWorkflow, Existence, Ledger, NextSweep, Work};
 use crate::route::is_id;
-use crate::telemetry::{Metrics, OutcomeLabels};
+use crate::telemetry::{Metrics, OutcomeLabels, Sparing};
 use crate::upstream::flowmesh::{FlowMesh, Workflow};
 
 /// Between two sweeps of a workflow.
@@ -24,6 +24,9 @@ const TASKS_AT_ONCE: usize = 500;
 const ROW_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// How long FlowMesh must have said that it does not know a workflow before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
+
+/// Of questions that FlowMesh did not answer: while it is down it is all of them.
+static NOT_ANSWERED: Sparing = Sparing::of_work();
 
 /// The sweeping worker.
 pub struct Sweeper {
@@ -65,7 +68,12 @@ impl Worker for Sweeper {
             self.circuit.heard(answer.as_ref().map(drop));
             match answer {
                 Err(error) => {
-                    tracing::warn!(workflow = id, %error, "cannot ask FlowMesh after workflow {id}: {error}");
+                    let cannot = format!("cannot ask FlowMesh after workflow {id}: {error}");
+                    if let Some(unsaid) = NOT_ANSWERED.say() {
+                        tracing::warn!(workflow = id, %error, unsaid = unsaid.0, "{cannot}{unsaid}");
+                    } else {
+                        tracing::debug!(workflow = id, %error, "{cannot}");
+                    }
                     (error.kind(), later, Existence::Unsaid)
                 }
                 Ok(None) if due.unknown_since.is_none_or(|since| now.duration_since(since) < GONE_AFTER) => {

@@ -24,7 +24,7 @@ use tonic::transport::server::TcpIncoming;
 use super::TlsMetrics;
 use crate::config::Limits;
 use crate::lifecycle::TaskError;
-use crate::telemetry::OutcomeLabels;
+use crate::telemetry::{OutcomeLabels, Sparing};
 
 /// Between two log lines about peers that were refused: who scans ports must not fill the log.
 const TOLD_EVERY: Duration = Duration::from_mins(1);
@@ -70,7 +70,7 @@ impl Handshakes {
     pub async fn run(self, mut incoming: TcpIncoming, stop: CancellationToken) -> Result<(), TaskError> {
         let mut tasks = JoinSet::new();
         let mut oldest_first = VecDeque::new();
-        let mut refusals = Refusals::default();
+        let refusals = Sparing::new(1, TOLD_EVERY);
         let mut accept_after = Instant::now();
         loop {
             self.metrics.under_way.set(i64::try_from(tasks.len()).unwrap_or(i64::MAX));
@@ -80,14 +80,14 @@ impl Handshakes {
             };
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some(ended) = tasks.join_next() => self.count(ended, &mut refusals),
+                Some(ended) = tasks.join_next() => self.count(ended, &refusals),
                 accepted = accepted => match accepted {
                     Some(Ok(stream)) => {
                         make_room(&mut oldest_first, self.limit);
                         oldest_first.push_back(tasks.spawn(self.shake_hands(stream)));
                     }
                     Some(Err(error)) => {
-                        tracing::debug!("cannot accept a connection: {error}");
+                        tracing::debug!(%error, "cannot accept a connection: {error}");
                         accept_after = Instant::now() + ACCEPT_PAUSE;
                     }
                     None => return Err("the listener has ended".into()),
@@ -111,18 +111,18 @@ impl Handshakes {
         }
     }
 
-    fn count(&self, ended: Result<Ended, JoinError>, refusals: &mut Refusals) {
+    fn count(&self, ended: Result<Ended, JoinError>, refusals: &Sparing) {
         let outcome = match ended {
             Ok(Ended::Done) => "ok",
             Ok(Ended::Refused(peer, error)) => {
-                refusals.tell(peer, &error);
+                tell(refusals, peer, &error);
                 "refused"
             }
             Ok(Ended::Gone) => "gone",
             Ok(Ended::TimedOut) => "timeout",
             Err(error) if error.is_cancelled() => "displaced",
             Err(error) => {
-                tracing::error!("a TLS handshake panicked: {error}");
+                tracing::error!(%error, "a TLS handshake panicked: {error}");
                 "panic"
             }
         };
@@ -140,25 +140,10 @@ fn make_room(oldest_first: &mut VecDeque<AbortHandle>, limit: usize) {
     }
 }
 
-/// Peers that were refused: the first is told at once, the others as a number with the next.
-#[derive(Default)]
-struct Refusals {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Refusals {
-    fn tell(&mut self, peer: SocketAddr, error: &io::Error) {
-        tracing::debug!(%peer, "refused {peer} in the TLS handshake: {error}");
-        if self.told.is_some_and(|told| told.elapsed() < TOLD_EVERY) {
-            self.untold += 1;
-            return;
-        }
-        let untold = match std::mem::take(&mut self.untold) {
-            0 => String::new(),
-            others => format!("; {others} others since this was last said"),
-        };
-        tracing::warn!(%peer, "refused {peer} in the TLS handshake: {error}{untold}");
-        self.told = Some(Instant::now());
+fn tell(refusals: &Sparing, peer: SocketAddr, error: &io::Error) {
+    if let Some(unsaid) = refusals.say() {
+        tracing::warn!(%peer, %error, unsaid = unsaid.0, "refused {peer} in the TLS handshake: {error}{unsaid}");
+    } else {
+        tracing::debug!(%peer, %error, "refused {peer} in the TLS handshake: {error}");
     }
 }

@@ -16,6 +16,7 @@ use reqwest::{Client, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
 use crate::config::BaseUrl;
+use crate::telemetry::traces;
 use times::Times;
 
 /// Below the 5 s after which uvicorn, FlowMesh's server, closes an idle connection.
@@ -77,12 +78,16 @@ impl Http {
 
     /// Sends a request, and once more within the same limit when the connection broke before an answer: the other side
     /// may have closed an idle connection just then, with no fault of anybody. So only for requests that may be repeated.
+    /// It says of which trace it is part, where it is of one.
     ///
     /// # Errors
     /// [`CallError`] when there is no answer.
     pub async fn send(&self, build: impl Fn(&Client) -> RequestBuilder) -> Result<Response, CallError> {
         let started = Instant::now();
-        let attempt = async || build(&self.client).timeout(self.limit.saturating_sub(started.elapsed())).send().await;
+        let attempt = async || {
+            let request = traces::carry(build(&self.client));
+            request.timeout(self.limit.saturating_sub(started.elapsed())).send().await
+        };
         match attempt().await {
             Err(error) if error.is_request() && !error.is_timeout() && !error.is_connect() => Ok(attempt().await?),
             result => Ok(result?),

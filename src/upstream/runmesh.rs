@@ -73,6 +73,17 @@ pub enum PostError {
     Rejected { status: u16, answer: String },
 }
 
+impl PostError {
+    /// A bounded name for metric labels.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Retryable { kind, .. } => kind,
+            Self::Rejected { .. } => "rejected",
+        }
+    }
+}
+
 impl From<CallError> for PostError {
     fn from(error: CallError) -> Self {
         Self::Retryable { kind: error.kind(), reason: error.to_string(), retry_after: None }

@@ -10,7 +10,7 @@ use super::{SqliteLedger, by, charges, ms, optional_time, retention, submissions
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
-    OpenSubmission, Pick, Pruned, Settled, Settlement, Work,
+    OpenSubmission, Pick, Pruned, Reported, Settled, Settlement, Work,
 };
 
 /// How many workflows of a list are looked up, and noted, at once.
@@ -33,12 +33,14 @@ impl Ledger for SqliteLedger {
         Ok(id)
     }
 
-    async fn record(&self, events: &[Event], at: Timestamp) -> Result<(), Error> {
+    async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {
         let mut tx = self.begin().await?;
+        let mut charges = Vec::new();
         for event in events {
-            work::record(&mut tx, event, at).await?;
+            charges.extend(work::record(&mut tx, event, at).await?);
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(charges)
     }
 
     async fn note_workflows(&self, workflows: &[(String, Option<Timestamp>)], at: Timestamp) -> Result<u64, Error> {

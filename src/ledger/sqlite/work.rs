@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{charges, ms, submissions};
 use crate::access_log::event::Event;
-use crate::ledger::{Attribution, DueTask, Settled, Settlement, Usage};
+use crate::ledger::{Attribution, DueTask, Reported, Settled, Settlement, Usage};
 
 /// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
 const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
@@ -20,13 +20,13 @@ fn millis(duration: SignedDuration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Applies one event.
-pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<(), sqlx::Error> {
-    match event {
+/// Applies one event. Returns the charge that this has written, if it has.
+pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<Option<Reported>, sqlx::Error> {
+    let recorded = match event {
         Event::Submitted { submission_id, principal_id, workflow_id, at: ended } => {
             // A replay from before what is kept: its workflow may have been billed and pruned.
             if was_pruned(tx, workflow_id, *ended).await? {
-                return Ok(());
+                return Ok(None);
             }
             submissions::see_principal(tx, principal_id, None, at).await?;
             submissions::resolve(tx, submission_id, workflow_id, *ended).await?;
@@ -44,25 +44,7 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             submissions::see_principal(tx, &principal.id, principal.email.as_deref(), at).await
         }
         Event::TaskEnded { task_id } => task_ended(tx, task_id, at).await,
-        Event::UsageReported { task_id, usage } => {
-            // Without its workflow nobody knows whose it is, and FlowMesh is asked after all.
-            let workflow_id: Option<Option<String>> =
-                sqlx::query_scalar("SELECT workflow_id FROM tasks WHERE task_id = ?")
-                    .bind(task_id)
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            let Some(workflow_id) = workflow_id.flatten() else { return task_ended(tx, task_id, at).await };
-            // One that was given up has a cost after all.
-            sqlx::query("UPDATE tasks SET state = 'open', outcome = NULL WHERE task_id = ? AND outcome = 'gone'")
-                .bind(task_id)
-                .execute(&mut *tx)
-                .await?;
-            let settlement = Settlement::Usage(Usage::clone(usage));
-            match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
-                Settled::Deferred => task_ended(tx, task_id, at).await,
-                _ => Ok(()),
-            }
-        }
+        Event::UsageReported { task_id, usage } => return usage_reported(tx, task_id, usage, at).await,
         Event::TaskTouched { task_id } => {
             sqlx::query(
                 "INSERT INTO tasks (task_id, state, settle_at) VALUES (?1, 'open', ?2)
@@ -89,6 +71,37 @@ pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> 
             .await?;
             Ok(())
         }
+    };
+    recorded.map(|()| None)
+}
+
+/// An answer itself says what its task cost.
+async fn usage_reported(
+    tx: &mut SqliteConnection,
+    task_id: &str,
+    usage: &Usage,
+    at: Timestamp,
+) -> Result<Option<Reported>, sqlx::Error> {
+    // Without its workflow nobody knows whose it is, and FlowMesh is asked after all.
+    let workflow_id: Option<Option<String>> = sqlx::query_scalar("SELECT workflow_id FROM tasks WHERE task_id = ?")
+        .bind(task_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let Some(workflow_id) = workflow_id.flatten() else {
+        return task_ended(tx, task_id, at).await.map(|()| None);
+    };
+    // One that was given up has a cost after all.
+    sqlx::query("UPDATE tasks SET state = 'open', outcome = NULL WHERE task_id = ? AND outcome = 'gone'")
+        .bind(task_id)
+        .execute(&mut *tx)
+        .await?;
+    let settlement = Settlement::Usage(usage.clone());
+    match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
+        Settled::Deferred => task_ended(tx, task_id, at).await.map(|()| None),
+        settled @ (Settled::Charged { .. } | Settled::Held { .. }) => {
+            Ok(Some(Reported { task_id: task_id.to_owned(), workflow_id, cost: usage.cost.clone(), settled }))
+        }
+        _ => Ok(None),
     }
 }
 

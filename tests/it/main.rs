@@ -16,6 +16,7 @@ mod harness;
 mod identity;
 mod killpoints;
 mod log_service;
+mod logs;
 mod metrics;
 mod mtls;
 mod operating;

@@ -39,7 +39,7 @@ impl Pki {
     }
 
     /// A new certificate for Tollgate.
-    fn renew(&self, dir: &Path) -> Identity {
+    pub fn renew(&self, dir: &Path) -> Identity {
         let identity = self.authority.issue(&["127.0.0.1", "localhost"], LAST_YEAR).expect("issued");
         identity.write(dir, "tollgate").expect("written");
         identity

@@ -33,4 +33,5 @@ mod source;
 mod spoofing;
 mod streams;
 mod suppliers;
+mod traces;
 mod uploads;

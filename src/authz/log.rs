@@ -10,6 +10,15 @@ use crate::upstream::CallError;
 
 /// One line per Check. Refusals and submissions are for everybody, the rest is for whoever looks closer.
 pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
+    // Nearly every Check is one of these, and nothing of its line is put together where nobody reads it.
+    let is_for_a_closer_look = match decision {
+        Decision::Public => true,
+        Decision::Allow(allow) => allow.submission_id.is_none(),
+        Decision::Deny(_) => false,
+    };
+    if is_for_a_closer_look && !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
     let path = shown(&inquiry.target);
     let method: String = inquiry.method.chars().take(16).flat_map(char::escape_debug).collect();
     let token = seen.token.map(|hash| hash.to_string()).unwrap_or_default();

@@ -63,6 +63,7 @@ impl Worker for Poster {
 impl Poster {
     async fn post(&self, due: DueCharge) -> Result<(), ledger::Error> {
         let task = due.task_id.clone();
+        let workflow = due.workflow_id.clone();
         let attempts = due.attempts;
         let (cost, principal) = (due.cost.clone(), due.principal_id.clone());
         let result = match entry(due) {
@@ -78,7 +79,14 @@ impl Poster {
             Ok(()) => {
                 self.circuit.succeeded();
                 self.ledger.posted(&task, Timestamp::now()).await?;
-                tracing::info!(trace_id, task, principal, cost, "posted ${cost} of {principal} for task {task}");
+                tracing::info!(
+                    trace_id,
+                    task,
+                    workflow,
+                    principal,
+                    cost,
+                    "posted ${cost} of {principal} for task {task}"
+                );
             }
             Err(PostError::Rejected { status, answer }) => {
                 // An answer all the same: Runmesh is there.
@@ -87,6 +95,7 @@ impl Poster {
                 tracing::error!(
                     trace_id,
                     task,
+                    workflow,
                     principal,
                     cost,
                     status,
@@ -120,9 +129,17 @@ impl Poster {
                 self.ledger.post_failed(&task, &reason, again, now).await?;
                 let again_in = format!("charge for task {task} not posted, again in {wait:.1?}: {reason}");
                 if let Some(unsaid) = NOT_POSTED.say() {
-                    tracing::warn!(trace_id, task, attempts, reason, unsaid = unsaid.0, "{again_in}{unsaid}");
+                    tracing::warn!(
+                        trace_id,
+                        task,
+                        workflow,
+                        attempts,
+                        reason,
+                        unsaid = unsaid.count(),
+                        "{again_in}{unsaid}"
+                    );
                 } else {
-                    tracing::debug!(trace_id, task, attempts, reason, "{again_in}");
+                    tracing::debug!(trace_id, task, workflow, attempts, reason, "{again_in}");
                 }
             }
         }

@@ -154,7 +154,7 @@ impl Suppliers {
         found.unwrap_or_else(|error| {
             let without = format!("a charge goes without its supplier, worker {worker} is unknown: {error}");
             if let Some(unsaid) = WITHOUT_SUPPLIER.say() {
-                tracing::warn!(trace_id = traces::id(), worker, %error, unsaid = unsaid.0, "{without}{unsaid}");
+                tracing::warn!(trace_id = traces::id(), worker, %error, unsaid = unsaid.count(), "{without}{unsaid}");
             } else {
                 tracing::debug!(trace_id = traces::id(), worker, %error, "{without}");
             }

@@ -217,3 +217,12 @@ fn mtls_on_a_unix_socket_is_an_error() {
     .expect_err("not for sockets");
     assert!(error.starts_with("TOLLGATE_TLS_CERT: mTLS is for TCP"), "{error}");
 }
+
+#[test]
+fn a_collector_that_is_no_url_is_an_error_and_none_is_none() {
+    let error = parse(|o| o.otlp_endpoint = some("collector:4318")).expect_err("no URL");
+    assert!(error.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT: "), "{error}");
+    assert_eq!(parse(|o| o.otlp_endpoint = some(" ")).expect("unset").otlp_endpoint, None);
+    let config = parse(|o| o.otlp_endpoint = some("http://127.0.0.1:4318/")).expect("valid");
+    assert_eq!(config.otlp_endpoint.expect("set").join("/v1/traces"), "http://127.0.0.1:4318/v1/traces");
+}

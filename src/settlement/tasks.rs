@@ -88,7 +88,7 @@ impl Settler {
             Err(error) => {
                 let cannot = format!("cannot ask FlowMesh after task {task_id}: {error}");
                 if let Some(unsaid) = NOT_ANSWERED.say() {
-                    tracing::warn!(trace_id = traces::id(), task = task_id, %error, unsaid = unsaid.0, "{cannot}{unsaid}");
+                    tracing::warn!(trace_id = traces::id(), task = task_id, %error, unsaid = unsaid.count(), "{cannot}{unsaid}");
                 } else {
                     tracing::debug!(trace_id = traces::id(), task = task_id, %error, "{cannot}");
                 }

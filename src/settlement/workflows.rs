@@ -70,7 +70,7 @@ impl Worker for Sweeper {
                 Err(error) => {
                     let cannot = format!("cannot ask FlowMesh after workflow {id}: {error}");
                     if let Some(unsaid) = NOT_ANSWERED.say() {
-                        tracing::warn!(workflow = id, %error, unsaid = unsaid.0, "{cannot}{unsaid}");
+                        tracing::warn!(workflow = id, %error, unsaid = unsaid.count(), "{cannot}{unsaid}");
                     } else {
                         tracing::debug!(workflow = id, %error, "{cannot}");
                     }

@@ -22,7 +22,15 @@ struct State {
 
 /// What was not said since the last line; its text goes at a line's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unsaid(pub u64);
+pub struct Unsaid(u64);
+
+impl Unsaid {
+    /// For a field: not there when it is none.
+    #[must_use]
+    pub fn count(self) -> Option<u64> {
+        (self.0 > 0).then_some(self.0)
+    }
+}
 
 impl fmt::Display for Unsaid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,5 +90,6 @@ mod tests {
         assert_eq!(next, Some(Unsaid(99)));
         assert_eq!(format!("it fails{}", next.expect("said")), "it fails; 99 more since this was last said");
         assert_eq!(format!("it fails{}", Unsaid(0)), "it fails");
+        assert_eq!((Unsaid(99).count(), Unsaid(0).count()), (Some(99), None));
     }
 }

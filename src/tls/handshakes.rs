@@ -142,7 +142,7 @@ fn make_room(oldest_first: &mut VecDeque<AbortHandle>, limit: usize) {
 
 fn tell(refusals: &Sparing, peer: SocketAddr, error: &io::Error) {
     if let Some(unsaid) = refusals.say() {
-        tracing::warn!(%peer, %error, unsaid = unsaid.0, "refused {peer} in the TLS handshake: {error}{unsaid}");
+        tracing::warn!(%peer, %error, unsaid = unsaid.count(), "refused {peer} in the TLS handshake: {error}{unsaid}");
     } else {
         tracing::debug!(%peer, %error, "refused {peer} in the TLS handshake: {error}");
     }

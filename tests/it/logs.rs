@@ -170,6 +170,7 @@ async fn each_refusal_submission_charge_and_failure_has_one_line_that_a_machine_
         let said = with(&edge, text);
         let [line] = said.as_slice() else { panic!("{text}: {said:#?}") };
         assert_eq!((line["level"].as_str(), line["task"].as_str()), (Some(level), Some(task.as_str())), "{line}");
+        assert_eq!(line["workflow"], submitted.json()["workflow_id"], "{line}");
         assert!(message(line).contains(&task), "the id is in the message, too: {line}");
     }
     edge.finish().await;

@@ -148,7 +148,7 @@ impl HttpClient for Sender {
         if let Some(error) = error
             && let Some(unsaid) = inner.told.say()
         {
-            tracing::warn!(error, unsaid = unsaid.0, "the collector does not take spans: {error}{unsaid}");
+            tracing::warn!(error, unsaid = unsaid.count(), "the collector does not take spans: {error}{unsaid}");
         }
         Ok(sent?)
     }

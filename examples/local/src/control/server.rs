@@ -4,11 +4,12 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{Path, Query, State},
+    extract::{FromRequest, Path, Query, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -118,6 +119,20 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// A JSON body; one that is not as agreed is refused like everything else.
+struct Told<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Told<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        match Json::from_request(request, state).await {
+            Ok(Json(told)) => Ok(Self(told)),
+            Err(rejection) => Err(Refusal(rejection.status(), rejection.body_text())),
+        }
+    }
+}
+
 fn router(standin: StandIn) -> Router {
     let name = standin.name();
     let server = standin.server();
@@ -133,6 +148,7 @@ fn router(standin: StandIn) -> Router {
         .route("/healthz", get(async move || Json(json!({"standin": name}))))
         .merge(own)
         .fallback(async move || Refusal(StatusCode::NOT_FOUND, format!("{name} has no such control")))
+        .method_not_allowed_fallback(async || Refusal(StatusCode::METHOD_NOT_ALLOWED, "another method".to_owned()))
 }
 
 async fn stop(State(server): State<Arc<Server>>) -> StatusCode {
@@ -157,7 +173,7 @@ fn of_lum_id(lum_id: standin::LumId) -> Router {
         .route("/violations", get(async |State(of): Of| Json(of.violations())))
         .route(
             "/revoke",
-            post(async |State(of): Of, Json(Revocation { token }): Json<Revocation>| {
+            post(async |State(of): Of, Told(Revocation { token }): Told<Revocation>| {
                 of.revoke(&token);
                 StatusCode::NO_CONTENT
             }),
@@ -177,7 +193,7 @@ fn of_runmesh(runmesh: standin::Runmesh) -> Router {
 
 async fn set_balance(
     State(runmesh): State<standin::Runmesh>,
-    Json(Balance { email, balance }): Json<Balance>,
+    Told(Balance { email, balance }): Told<Balance>,
 ) -> Result<StatusCode, Refusal> {
     if !same_amount(&balance, &balance) {
         return Err(Refusal(StatusCode::BAD_REQUEST, format!("{balance:?} is no amount")));
@@ -217,7 +233,7 @@ async fn requests(State(flowmesh): State<standin::FlowMesh>, Query(wanted): Quer
 
 async fn complete(
     State(flowmesh): State<standin::FlowMesh>,
-    Json(Completion { task_ids, outcome }): Json<Completion>,
+    Told(Completion { task_ids, outcome }): Told<Completion>,
 ) -> Json<Completed> {
     let ids: Vec<_> = task_ids.iter().map(String::as_str).collect();
     Json(Completed { ended: flowmesh.complete_merged(&ids, outcome) })
@@ -225,7 +241,7 @@ async fn complete(
 
 async fn dispatch_delay(
     State(flowmesh): State<standin::FlowMesh>,
-    Json(Delay { seconds }): Json<Delay>,
+    Told(Delay { seconds }): Told<Delay>,
 ) -> Result<StatusCode, Refusal> {
     let delay = Duration::try_from_secs_f64(seconds)
         .map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("{seconds} seconds: {error}")))?;

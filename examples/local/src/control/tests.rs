@@ -36,6 +36,16 @@ async fn what_flowmesh_is_told_over_the_wire_is_what_it_does() {
     assert_eq!((truth.len(), truth[0].task_ids.len()), (2, 2));
     assert_eq!(control.task(&tasks[1]).await.unwrap().unwrap().usages, flowmesh.task(&tasks[1]).unwrap().usages);
 
+    for (path, body, status, said) in [
+        ("dispatch-delay", json!({"seconds": -1}), 400, "-1 seconds: "),
+        ("dispatch-delay", json!({"second": 1}), 422, "missing field `seconds`"),
+        ("truth", json!({}), 405, "another method"),
+    ] {
+        let answer = http.post(format!("{}/{path}", listener.url())).json(&body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{path} {body}");
+        let detail: Value = answer.json().await.unwrap();
+        assert!(detail["detail"].as_str().unwrap().contains(said), "{detail}");
+    }
     control.set_dispatch_delay(Duration::from_hours(1)).await.unwrap();
     let (_, waiting) = flowmesh.submit(1);
     assert_eq!(control.task(&waiting[0]).await.unwrap().unwrap().status, Status::Pending);

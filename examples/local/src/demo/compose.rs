@@ -139,7 +139,7 @@ impl Container {
 
     /// SIGTERM, and SIGKILL when that takes too long. Its exit code.
     pub async fn stop(&self) -> Result<i64> {
-        docker(&["stop", "--time", &STOP_GRACE.as_secs().to_string(), &self.id]).await?;
+        docker(&["stop", "-t", &STOP_GRACE.as_secs().to_string(), &self.id]).await?;
         self.inspect().await?["State"]["ExitCode"].as_i64().context("docker tells no exit code")
     }
 
@@ -188,7 +188,7 @@ async fn docker(arguments: &[&str]) -> Result<String> {
     let output = output.with_context(|| format!("{} does not end", what()))?.context("cannot run docker")?;
     let errors = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        bail!("{} failed: {}", what(), errors.trim().lines().next().unwrap_or("it does not say why"));
+        bail!("{} failed: {}", what(), errors.trim().lines().last().unwrap_or("it does not say why"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &errors)
 }

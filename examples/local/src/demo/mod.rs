@@ -45,7 +45,7 @@ pub struct DemoOptions {
     /// Play with the running stack of this compose project instead, which nobody else uses meanwhile. Kills, stops and
     /// starts its containers by the docker command; reaches the stand-ins by their addresses on the project's network,
     /// so it wants a Linux host
-    #[arg(long, value_name = "PROJECT", conflicts_with_all = ["tollgate_bin", "envoy_bin"])]
+    #[arg(long, value_name = "PROJECT")]
     compose: Option<String>,
 }
 

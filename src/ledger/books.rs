@@ -238,7 +238,20 @@ pub enum Named {
 /// Where a page of posted charges begins: after this time of posting and this task.
 pub type After = (Timestamp, String);
 
-/// What the operator's commands need.
+/// The few rows that the console shows, the newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// Charges in whatever state.
+    pub latest: Vec<Charge>,
+    pub held: Vec<Charge>,
+    pub rejected: Vec<Charge>,
+    /// Whose owner was looked for in vain.
+    pub held_workflows: Vec<Workflow>,
+    /// Whose cost cannot be read.
+    pub held_tasks: Vec<Task>,
+}
+
+/// What the operator's commands and the console need.
 #[async_trait::async_trait]
 pub trait Books: Send + Sync {
     /// Counts of everything that matters.
@@ -249,6 +262,9 @@ pub trait Books: Send + Sync {
 
     /// Up to `limit` charges that match, the newest first, with a lower number than `below`.
     async fn charges(&self, filter: &Filter, below: Option<i64>, limit: u32) -> Result<Vec<Charge>, Error>;
+
+    /// Up to `rows` of each kind. Takes no longer the more there are.
+    async fn glance(&self, rows: u32) -> Result<Glance, Error>;
 
     /// Up to `limit` charges posted from `since` to before `until`, in the order of posting, after `after`.
     async fn posted(

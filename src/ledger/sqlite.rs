@@ -6,6 +6,7 @@
 
 mod books;
 mod charges;
+mod glance;
 mod ledger;
 mod operator;
 mod retention;

@@ -84,6 +84,35 @@ pub async fn posted_charges_come_in_the_order_of_posting_page_by_page<S: Store>(
     }
 }
 
+pub async fn a_glance_has_the_newest_of_each_kind_and_no_more_than_was_asked_for<S: Store>() {
+    let fixture = one_of_each::<S>().await;
+    let tasks = |charges: &[Charge]| charges.iter().map(|charge| charge.task_id.clone()).collect::<Vec<_>>();
+    let glance = fixture.books().glance(10).await.expect("read");
+    assert_eq!(tasks(&glance.latest), ["tsk-pending", "tsk-posted", "tsk-rejected", "tsk-held"]);
+    assert_eq!((tasks(&glance.held), tasks(&glance.rejected)), (vec!["tsk-held".into()], vec!["tsk-rejected".into()]));
+    assert_eq!(glance.rejected[0].last_error.as_deref(), Some("status 422: no"));
+    let workflows: Vec<&str> = glance.held_workflows.iter().map(|held| held.workflow_id.as_str()).collect();
+    assert_eq!((workflows, glance.held_tasks), (vec!["wfl-2"], Vec::new()));
+
+    fixture.held_workflow("wfl-0", 6).await;
+    for (task, second) in [("tsk-a", 20), ("tsk-c", 30), ("tsk-b", 40)] {
+        let usage = costing("1", task);
+        fixture.ledger().settle(task, Some("wfl-2"), &usage, at(second)).await.expect("committed");
+        let ended = [Event::TaskEnded { task_id: format!("{task}-held") }];
+        fixture.ledger().record(&ended, at(second)).await.expect("committed");
+        let due = fixture.ledger().claim_tasks(at(second + 5), LEASE, Pick::Due(1)).await.expect("claimed").remove(0);
+        fixture.ledger().hold_task(&due, "no cost", at(second + 100), at(second + 5)).await.expect("held");
+    }
+    let glance = fixture.books().glance(2).await.expect("read");
+    assert_eq!(tasks(&glance.latest), ["tsk-b", "tsk-c"]);
+    assert_eq!(tasks(&glance.held), ["tsk-b", "tsk-c"]);
+    let workflows: Vec<&str> = glance.held_workflows.iter().map(|held| held.workflow_id.as_str()).collect();
+    assert_eq!(workflows, ["wfl-0", "wfl-2"]);
+    let held: Vec<&str> = glance.held_tasks.iter().map(|task| task.task_id.as_str()).collect();
+    assert_eq!(held, ["tsk-b-held", "tsk-c-held"], "asked after last");
+    assert_eq!(glance.held_tasks[0].hold_reason.as_deref(), Some("no cost"));
+}
+
 pub async fn held_workflows_are_listed_with_those_who_may_have_made_them<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.submit(&alice(), "r1", 100).await;

@@ -91,6 +91,7 @@ macro_rules! suite {
                 the_oldest_of_everything_that_waits_is_told_and_nothing_of_what_is_over
                 charges_are_listed_newest_first_page_by_page_and_filtered
                 posted_charges_come_in_the_order_of_posting_page_by_page
+                a_glance_has_the_newest_of_each_kind_and_no_more_than_was_asked_for
                 held_workflows_are_listed_with_those_who_may_have_made_them
                 one_thing_is_shown_with_all_that_is_known_of_it
             }

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::{BUSY_TIMEOUT, MIGRATIONS, ms, operator, optional_time, time};
+use super::{BUSY_TIMEOUT, MIGRATIONS, glance, ms, operator, optional_time, time};
 use crate::ledger::books::{
-    After, Books, Charge, ChargeState, Filter, Named, Naming, Retried, Retry, Standing, Submission, Tally, Task,
-    Workflow,
+    After, Books, Charge, ChargeState, Filter, Glance, Named, Naming, Retried, Retry, Standing, Submission, Tally,
+    Task, Workflow,
 };
 use crate::ledger::money::Money;
 use crate::ledger::{Error, OpenSubmission};
@@ -23,9 +23,9 @@ use crate::settlement::attribution::{CLOCK_SKEW, LONGEST_SUBMISSION, was_open_at
 /// Costs read at once to be summed.
 const COSTS_AT_ONCE: i64 = 10_000;
 
-const CHARGE: &str = "SELECT charges.rowid AS number, charges.*, email
+pub(super) const CHARGE: &str = "SELECT charges.rowid AS number, charges.*, email
     FROM charges LEFT JOIN principals USING (principal_id)";
-const WORKFLOW: &str = "SELECT workflows.*, email FROM workflows LEFT JOIN principals USING (principal_id)";
+pub(super) const WORKFLOW: &str = "SELECT workflows.*, email FROM workflows LEFT JOIN principals USING (principal_id)";
 
 /// The ledger of a `serve` that may be running.
 #[derive(Debug)]
@@ -239,6 +239,10 @@ impl Books for SqliteBooks {
         rows.iter().map(charge).collect()
     }
 
+    async fn glance(&self, rows: u32) -> Result<Glance, Error> {
+        glance::glance(&self.pool, rows).await
+    }
+
     async fn posted(
         &self,
         since: Timestamp,
@@ -334,7 +338,7 @@ impl Books for SqliteBooks {
     }
 }
 
-fn charge(row: &SqliteRow) -> Result<Charge, Error> {
+pub(super) fn charge(row: &SqliteRow) -> Result<Charge, Error> {
     Ok(Charge {
         number: row.try_get("number")?,
         task_id: row.try_get("task_id")?,
@@ -365,7 +369,7 @@ pub fn state(name: &str) -> Result<ChargeState, Error> {
     ChargeState::parse(name).ok_or_else(|| Error::Database(format!("a charge has the unknown state {name:?}")))
 }
 
-fn workflow(row: &SqliteRow) -> Result<Workflow, Error> {
+pub(super) fn workflow(row: &SqliteRow) -> Result<Workflow, Error> {
     Ok(Workflow {
         workflow_id: row.try_get("workflow_id")?,
         principal_id: row.try_get("principal_id")?,
@@ -379,7 +383,7 @@ fn workflow(row: &SqliteRow) -> Result<Workflow, Error> {
     })
 }
 
-fn task(row: &SqliteRow) -> Result<Task, Error> {
+pub(super) fn task(row: &SqliteRow) -> Result<Task, Error> {
     let asked_at: i64 = row.try_get("asked_at")?;
     Ok(Task {
         task_id: row.try_get("task_id")?,

@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use sqlx::AssertSqlSafe;
+
 use super::*;
 use crate::access_log::Intake;
 use crate::access_log::event::Event;
@@ -149,6 +151,22 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
     running.await.expect("no panic").expect("all committed");
     assert_eq!(ledger.backlog().await.expect("counted").due_tasks, 3000);
     drop(dir);
+}
+
+#[tokio::test]
+async fn no_query_of_the_console_sorts_or_reads_a_whole_table() {
+    let fixture = Fixture::<SqliteStore>::new().await;
+    for (name, query) in glance::queries() {
+        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}")))
+            .bind(20)
+            .fetch_all(&fixture.store.ledger.read)
+            .await
+            .expect("explained");
+        let sorts = plan.iter().any(|(.., step)| step.contains("TEMP B-TREE"));
+        // The latest charges are the end of the table itself, which is in their order.
+        let reads_all = plan.iter().any(|(.., step)| step.starts_with("SCAN") && !step.contains(" USING INDEX "));
+        assert!(!sorts && (!reads_all || name == "latest"), "{name}: {plan:?}");
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@
 
 pub mod budget;
 pub mod hash;
-pub mod health;
 pub mod policy;
 mod purge;
 pub mod resolved;
@@ -25,10 +24,10 @@ use crate::config::{Config, expose};
 use crate::flight::{Answer, Bounds, Flights, GRACE, Joined, Place, Share};
 use crate::telemetry::{Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
+use crate::upstream::health::{Account, Health, Heard};
 use crate::upstream::lumid::{Introspection, LumId};
 use budget::{Budget, Debt, Source};
 pub use hash::TokenHash;
-use health::{Health, Heard};
 use policy::{Known, Now, Policy, Use};
 pub use purge::Purge;
 pub use resolved::Resolved;
@@ -189,6 +188,12 @@ impl Identity {
     #[must_use]
     pub fn heard(&self) -> Heard {
         self.0.health.heard(Instant::now())
+    }
+
+    /// All that is remembered of lum.id.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.0.health.account(Instant::now())
     }
 
     #[must_use]

@@ -1,5 +1,6 @@
 //! FlowMesh, read-only: tasks, workflows and workers, as settling, sweeping and the worker directory need them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Number;
 use serde_json::value::RawValue;
 
+use super::health::Health;
 use super::times::{Call, Times};
 use super::{CallError, Http, parse_object, read_bounded};
 use crate::config::{self, expose};
@@ -124,6 +126,12 @@ impl FlowMesh {
     #[must_use]
     pub fn new(http: Http, config: config::Flowmesh) -> Self {
         Self { calls: Calls::new(&http.times), http, config }
+    }
+
+    /// Whether it answers.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        self.http.health()
     }
 
     /// A task; `None` when FlowMesh does not know it (any more).

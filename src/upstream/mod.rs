@@ -4,19 +4,22 @@
 //! redirects are never followed, because a credential would follow them.
 
 pub mod flowmesh;
+pub mod health;
 pub mod lumid;
 pub mod runmesh;
 pub mod times;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::config::BaseUrl;
 use crate::telemetry::traces;
+use health::Health;
 use times::Times;
 
 /// Below the 5 s after which uvicorn, FlowMesh's server, closes an idle connection.
@@ -28,6 +31,7 @@ pub struct Http {
     client: Client,
     limit: Duration,
     times: Times,
+    health: Arc<Health>,
 }
 
 impl Http {
@@ -61,7 +65,7 @@ impl Http {
             // Else a machine without certificates could not even speak plain HTTP.
             client = client.tls_certs_only([]);
         }
-        Ok(Self { client: client.build()?, limit, times: Times::default() })
+        Ok(Self { client: client.build()?, limit, times: Times::default(), health: Arc::default() })
     }
 
     /// The same connections with another time limit.
@@ -76,6 +80,12 @@ impl Http {
         Self { times, ..self }
     }
 
+    /// Whether the other side answers, over all clients that share these connections.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+
     /// Sends a request, and once more within the same limit when the connection broke before an answer: the other side
     /// may have closed an idle connection just then, with no fault of anybody. So only for requests that may be repeated.
     /// It says of which trace it is part, where it is of one.
@@ -88,11 +98,31 @@ impl Http {
             let request = traces::carry(build(&self.client));
             request.timeout(self.limit.saturating_sub(started.elapsed())).send().await
         };
-        match attempt().await {
-            Err(error) if error.is_request() && !error.is_timeout() && !error.is_connect() => Ok(attempt().await?),
-            result => Ok(result?),
+        let answer = match attempt().await {
+            Err(error) if error.is_request() && !error.is_timeout() && !error.is_connect() => attempt().await,
+            answer => answer,
+        };
+        let answer = answer.map_err(CallError::from);
+        let now = Instant::now();
+        match &answer {
+            Ok(response) if refuses_service(response.status()) => {
+                self.health.failed(&CallError::of_status(response), now);
+            }
+            Ok(_) => self.health.answered(now),
+            Err(error) => self.health.failed(error, now),
         }
+        answer
     }
+}
+
+/// Whether a status is about the other side, or about Tollgate at its door, rather than about what was asked.
+fn refuses_service(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status.is_redirection()
+        || matches!(
+            status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        )
 }
 
 /// Why an answer could not be had; each is worth another try later.

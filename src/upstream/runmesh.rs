@@ -1,5 +1,6 @@
 //! Runmesh: balance preflight and ledger entries, both with `X-Bridge-Secret`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,6 +8,7 @@ use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::health::Health;
 use super::times::Call;
 use super::{CallError, Http, parse_object, read_bounded, retry_after};
 use crate::config::{Billing, Secret, expose};
@@ -109,6 +111,12 @@ impl Runmesh {
             entry_url: billing.base_url.join("/billing/flowmesh-entry"),
             secret: billing.secret.clone(),
         }
+    }
+
+    /// Whether it answers, preflights and entries alike.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        self.entries.health()
     }
 
     async fn call(&self, http: &Http, url: &str, body: &impl Serialize) -> Result<Response, CallError> {

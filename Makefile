@@ -20,6 +20,7 @@ demo: release  ## The whole scenario by itself, on free ports
 	@exec $(RELEASE)/tollgate-local demo
 
 test: envoy  ## Every test, through real Envoys
+	@scripts/install-test-tools
 	@if $(CARGO) nextest --version > /dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace; \
 	else $(CARGO) test --workspace; fi

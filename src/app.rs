@@ -23,8 +23,11 @@ use tonic_health::server::HealthReporter;
 
 use crate::access_log::event::Event;
 use crate::access_log::{AccessLog, Intake};
+use crate::admin::console::Console;
+use crate::admin::history::History;
 use crate::admin::{self, Admin, Gauges};
 use crate::authz::Authz;
+use crate::authz::last::LastCheck;
 use crate::authz::response::Stamp;
 use crate::circuit::Circuit;
 use crate::config::{BaseUrl, Config};
@@ -32,7 +35,8 @@ use crate::drive::{Driver, News};
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
-use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::books::Books;
+use crate::ledger::sqlite::{SqliteBooks, SqliteLedger};
 use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{self, Bound, Layers};
@@ -99,6 +103,8 @@ pub struct App {
     admin: TcpListener,
     admin_address: SocketAddr,
     ledger: Option<Arc<SqliteLedger>>,
+    /// The console's, on a connection of its own.
+    books: Option<Arc<SqliteBooks>>,
 }
 
 impl App {
@@ -116,6 +122,10 @@ impl App {
             }
             None => None,
         };
+        let books = match ledger {
+            Some(_) => Some(Arc::new(SqliteBooks::open(&config.ledger).await.context("TOLLGATE_LEDGER")?)),
+            None => None,
+        };
         let grpc = Bound::bind(&config.grpc_listen, certificates)
             .await
             .with_context(|| format!("TOLLGATE_GRPC_LISTEN: cannot listen on {}", config.grpc_listen))?;
@@ -123,7 +133,7 @@ impl App {
             .await
             .with_context(|| format!("TOLLGATE_ADMIN_LISTEN: cannot listen on {}", config.admin_listen))?;
         let (grpc_address, admin_address) = (grpc.address()?, admin.local_addr()?);
-        Ok(Self { config, upstreams, grpc, grpc_address, admin, admin_address, ledger })
+        Ok(Self { config, upstreams, grpc, grpc_address, admin, admin_address, ledger, books })
     }
 
     /// Where Envoy reaches it: `host:port` or `unix:/path`.
@@ -157,6 +167,7 @@ impl App {
             admin,
             admin_address,
             ledger,
+            books,
             ..
         } = self;
         times.register(&mut registry);
@@ -164,6 +175,10 @@ impl App {
 
         let secrets = Secrets::new(&config, logs.filter(), metrics.secret_reloads.clone()).map_err(Failure::Signals)?;
         lifecycle.spawn("secrets", secrets.keep(limits.secret_refresh, stopping.stop.clone()));
+
+        let last_check = LastCheck::default();
+        let console = console(&config, &metrics, &flowmesh, runmesh.as_ref(), books.as_ref(), last_check.clone());
+        lifecycle.spawn("history", console.history.clone().keep(stopping.stop.clone()));
 
         let identity = Identity::new(&config, lum_id, metrics.clone());
         let suppliers = Suppliers::new(flowmesh.clone(), limits, metrics.clone());
@@ -197,6 +212,7 @@ impl App {
             submission_timeout: limits.submission_timeout,
             stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
             requests: requests.clone(),
+            last_check,
             metrics: metrics.clone(),
         };
 
@@ -230,6 +246,7 @@ impl App {
             suppliers,
             ledger: dyn_ledger,
             stopping: stopping.clone(),
+            console,
         });
         let stop = stopping.stop.clone();
         lifecycle.spawn("admin", async move {
@@ -241,12 +258,44 @@ impl App {
         });
 
         let result: Result<(), Failure> = lifecycle.run(limits.drain_delay, limits.shutdown_deadline).await;
-        if let Some(ledger) = &ledger {
-            // Folds the write-ahead log into the file; the next start would do it as well.
-            let _ = tokio::time::timeout(Duration::from_secs(5), ledger.close()).await;
-        }
+        close(ledger, books).await;
         Ok(result?)
     }
+}
+
+/// What the console shows beside what the other pages do.
+fn console(
+    config: &Config,
+    metrics: &Metrics,
+    flowmesh: &FlowMesh,
+    runmesh: Option<&Runmesh>,
+    books: Option<&Arc<SqliteBooks>>,
+    last_check: LastCheck,
+) -> Console {
+    let now = Timestamp::now();
+    Console {
+        history: History::new(metrics, now),
+        books: books.map(|books| books.clone() as Arc<dyn Books>),
+        started: now,
+        last_check,
+        flowmesh: flowmesh.health(),
+        runmesh: runmesh.map(Runmesh::health),
+        secret: config.billing.as_ref().map(|billing| billing.secret.clone()),
+        warnings: config.warnings.clone(),
+    }
+}
+
+/// Folds the write-ahead log into the file; the next start would do it as well.
+async fn close(ledger: Option<Arc<SqliteLedger>>, books: Option<Arc<SqliteBooks>>) {
+    let closing = async {
+        if let Some(books) = books {
+            books.close().await;
+        }
+        if let Some(ledger) = ledger {
+            ledger.close().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(5), closing).await;
 }
 
 /// What the billing tasks share.

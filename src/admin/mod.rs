@@ -1,8 +1,10 @@
 //! The admin listener: is it alive, is it ready, how much of everything, what does it run with, and forget what lum.id
 //! said. Nothing on it moves money, lets anybody in or tells a secret.
 
+pub mod console;
 mod exposition;
 mod gauges;
+pub mod history;
 mod purge;
 mod ready;
 
@@ -18,6 +20,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
+use self::console::Console;
 use crate::config::{LogFilter, Setting};
 use crate::guard::Guard;
 use crate::identity::Identity;
@@ -46,11 +49,13 @@ pub struct Admin {
     /// Absent without billing.
     pub ledger: Option<Arc<dyn Ledger>>,
     pub stopping: Stopping,
+    pub console: Console,
 }
 
 /// The pages.
 pub fn router(admin: Admin) -> Router {
     Router::new()
+        .route("/", get(console::console))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready::ready))
         .route("/config", get(config))

@@ -7,6 +7,7 @@
 pub mod bearer;
 pub mod body;
 pub mod decision;
+pub mod last;
 mod log;
 pub mod metadata;
 pub mod request;
@@ -37,6 +38,7 @@ use crate::supplier::{Subject, Suppliers};
 use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
 use decision::{Allow, Decision, Denial};
+use last::LastCheck;
 use request::Inquiry;
 use response::Stamp;
 
@@ -62,6 +64,7 @@ pub struct Authz {
     pub stamp: Stamp,
     /// Counts Checks under way, for who waits for their end.
     pub requests: TaskTracker,
+    pub last_check: LastCheck,
     pub metrics: Metrics,
 }
 
@@ -71,6 +74,7 @@ impl Authorization for Authz {
     /// decide by itself, and one with `failure_mode_allow` would let the request through.
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let _request = self.requests.token();
+        self.last_check.came(Timestamp::now());
         let inquiry = request::parse(request.into_inner());
         let mut seen = Seen::default();
         let unless_cancelled = Cancelled(&self.metrics);

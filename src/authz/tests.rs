@@ -49,6 +49,7 @@ async fn authz() -> (MockServer, Authz) {
         submission_timeout: config.limits.submission_timeout,
         stamp: Stamp { org_id: "lumid".to_owned(), forward_authorization: false },
         requests: TaskTracker::new(),
+        last_check: LastCheck::default(),
         metrics,
     };
     (server, authz)

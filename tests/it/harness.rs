@@ -1,5 +1,6 @@
 //! The stack of one test, and what must hold at the end of every test.
 
+pub mod browser;
 pub mod collector;
 pub mod direct;
 pub mod documented;

@@ -9,6 +9,7 @@ mod bearers;
 mod billing;
 mod chaos;
 mod check;
+mod console;
 mod crashes;
 mod edge;
 mod envoy_config;

@@ -1,0 +1,221 @@
+//! What is wrong, and what to do about it. Pure: from what the page knows to findings, worst first.
+
+use std::time::Duration;
+
+use super::text;
+use super::view::{Shelf, View};
+use crate::ledger::Backlog;
+use crate::upstream::health::Account;
+use Gravity::{Attention, Failing, Note};
+
+/// Charges that wait for longer than this wait for something.
+const LONG_WAIT: i64 = 600;
+/// Minutes that count as now.
+const LATELY: usize = 5;
+/// Of a peer whose circuit is open, and whose last call went well all the same.
+const FAILED_SOMETIMES: &str = "it failed several times in a row";
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gravity {
+    /// Something does not work now.
+    Failing,
+    /// A person is wanted, and nothing gets worse meanwhile.
+    Attention,
+    /// Good to know.
+    Note,
+}
+
+/// One thing to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub gravity: Gravity,
+    /// A sentence without its full stop.
+    pub what: String,
+    /// What to do about it, or what happens by itself.
+    pub then: String,
+    /// A command that shows more.
+    pub command: Option<&'static str>,
+    /// Where that is described.
+    pub read: Option<&'static str>,
+}
+
+/// All there is to know, worst first.
+pub fn findings(view: &View) -> Vec<Finding> {
+    let mut found = Found::default();
+    found.of_process(view);
+    found.of_peers(view);
+    if let Shelf::Read { backlog, .. } = &view.shelf {
+        found.of_ledger(backlog);
+    }
+    for warning in &view.warnings {
+        found.add(Note, format!("Configuration: {}", text::plain(warning)), "", None, None);
+    }
+    found.0.sort_by_key(|finding| finding.gravity);
+    found.0
+}
+
+#[derive(Default)]
+struct Found(Vec<Finding>);
+
+impl Found {
+    fn add(
+        &mut self,
+        gravity: Gravity,
+        what: String,
+        then: &str,
+        command: Option<&'static str>,
+        read: Option<&'static str>,
+    ) {
+        self.0.push(Finding { gravity, what, then: then.to_owned(), command, read });
+    }
+
+    fn of_process(&mut self, view: &View) {
+        if view.draining {
+            let then = "Checks are answered to the end.";
+            self.add(Attention, "Tollgate is stopping".to_owned(), then, None, Some("Stopping"));
+        }
+        if let Shelf::Unreadable(why) = &view.shelf {
+            let then = "Submissions go through, and their rows follow when it takes them again. Look at the disk, its \
+                        space, and the permissions of the file.";
+            self.add(Failing, format!("The ledger cannot be read: {why}"), then, None, Some("Metrics"));
+        }
+        let lately = view.hour.sum(LATELY);
+        if lately.ledger_errors > 0 {
+            let what = format!("The ledger failed {} in the last {LATELY} minutes", times(lately.ledger_errors));
+            self.add(Attention, what, "The log has the cause: disk, permissions.", None, Some("Metrics"));
+        }
+        let unknown = lately.reason("too_many_unknown");
+        if unknown > 0 {
+            let what = format!("{} refused in the last {LATELY} minutes for too many unknown tokens", were(unknown));
+            let then = "Somebody tries tokens, or a fleet has an old one: the log lines have the address.";
+            self.add(Attention, what, then, None, Some("Metrics"));
+        }
+    }
+
+    fn of_peers(&mut self, view: &View) {
+        if let Some(error) = failing(&view.lum_id) {
+            let then = "Requests whose token is not remembered are refused with 503; known tokens serve out their \
+                        minute. Can `LUM_ID_BASE_URL` be reached from here?";
+            self.add(Failing, format!("lum.id does not answer: {error}"), then, None, Some("What users see"));
+        }
+        if let Some(runmesh) = &view.runmesh {
+            self.of_runmesh(view, failing(runmesh));
+        }
+        let paused = || view.asking_paused.then(|| FAILED_SOMETIMES.to_owned());
+        if let Some(error) = failing(&view.flowmesh).or_else(paused) {
+            let what = format!("FlowMesh does not answer Tollgate's own questions: {error}");
+            let then = if view.shelf.is_off() {
+                "Requests go without the supplier that it would name. Can `FLOWMESH_BASE_URL` be reached from here?"
+            } else {
+                "What tasks cost is asked again when it answers; none is forgotten. Can `FLOWMESH_BASE_URL` be reached \
+                 from here?"
+            };
+            self.add(Failing, what, then, None, Some("Metrics"));
+        }
+    }
+
+    fn of_runmesh(&mut self, view: &View, error: Option<String>) {
+        let age = text::seconds(view.backlog_age());
+        let waits = match &view.shelf {
+            Shelf::Read { backlog, .. } => match backlog.pending_charges {
+                0 => "No charge waits. ".to_owned(),
+                1 => format!("1 charge waits, for {age}. "),
+                pending => format!("{} wait, the oldest for {age}. ", text::count(pending, "charge")),
+            },
+            Shelf::Off | Shelf::Unreadable(_) => String::new(),
+        };
+        let then = format!("{waits}None is lost: posting goes on by itself when Runmesh takes a probe.");
+        match (view.posting_paused, error) {
+            (_, Some(error)) if error.contains("status 401") || error.contains("status 403") => {
+                let what = format!("Runmesh does not accept the secret: {error}");
+                let then = format!("Put the right one where `FLOWMESH_BRIDGE_SECRET` comes from. {then}");
+                self.add(Failing, what, &then, None, Some("Changing a secret"));
+            }
+            (true, error) => {
+                let error = error.unwrap_or_else(|| FAILED_SOMETIMES.to_owned());
+                self.add(Failing, format!("Nothing is posted to Runmesh: {error}"), &then, None, Some("Metrics"));
+            }
+            (false, Some(error)) => {
+                self.add(Attention, format!("Runmesh fails: {error}"), &then, None, Some("Metrics"));
+            }
+            (false, None) if view.backlog_age() > LONG_WAIT => {
+                let what = format!("Charges wait for long to be posted, the oldest for {age}");
+                let then = "The list says what became of the last try of each.";
+                let command = Some("tollgate ledger list --state pending");
+                self.add(Attention, what, then, command, Some("Looking after the ledger"));
+            }
+            (false, None) => {}
+        }
+    }
+
+    fn of_ledger(&mut self, backlog: &Backlog) {
+        let &Backlog { held_workflows, held_tasks, gone_tasks, held_charges, rejected_charges, .. } = backlog;
+        let read = Some("Looking after the ledger");
+        if rejected_charges > 0 {
+            let what = format!("Runmesh refused {} for good", text::count(rejected_charges, "charge"));
+            let then = "Its answers are below. When the cause is gone, `tollgate ledger retry --rejected` tries again.";
+            self.add(Attention, what, then, None, read);
+        }
+        if held_workflows > 0 {
+            let verb = if held_workflows == 1 { "has" } else { "have" };
+            let what = format!("{} {verb} no owner", text::count(held_workflows, "workflow"));
+            let then = "What hangs on it is held until you say whose it is, with `tollgate ledger attribute`. Who may have \
+                        submitted it:";
+            let command = Some("tollgate ledger list --held");
+            self.add(Attention, what, then, command, Some("A workflow that nobody owns"));
+        } else if held_charges > 0 {
+            let verb = if held_charges == 1 { "is" } else { "are" };
+            let what = format!("{} {verb} held", text::count(held_charges, "charge"));
+            let then = "Each goes out by itself when its owner is found, and is seen with an e-mail address.";
+            self.add(Attention, what, then, None, read);
+        }
+        if held_tasks > 0 {
+            let what = format!("The cost of {} cannot be read", text::count(held_tasks, "task"));
+            self.add(Attention, what, "FlowMesh is asked again within the hour; the reasons are below.", None, read);
+        }
+        if gone_tasks > 0 {
+            let what = format!("FlowMesh forgot {} before it said what they cost", text::count(gone_tasks, "task"));
+            self.add(Note, what, "They are not billed.", None, Some("Metrics"));
+        }
+    }
+}
+
+/// The last failure of a peer that has not answered since.
+fn failing(account: &Account) -> Option<String> {
+    let (_, error) = account.last_failure.as_ref().filter(|_| account.is_failing)?;
+    Some(text::plain(error))
+}
+
+fn times(number: u64) -> String {
+    if number == 1 { "once".to_owned() } else { format!("{} times", text::number(number)) }
+}
+
+fn were(number: u64) -> String {
+    if number == 1 { "1 request was".to_owned() } else { format!("{} requests were", text::number(number)) }
+}
+
+/// What is said when nothing is wrong.
+pub fn calm(view: &View) -> String {
+    let lately = view.hour.sum(LATELY);
+    let asked = match (view.last_check, lately.let_through(), lately.refused()) {
+        (None, ..) => "No request has come yet".to_owned(),
+        (_, 0, 0) => format!("No request came in the last {LATELY} minutes"),
+        (_, passed, 0) => format!("{} let through in the last {LATELY} minutes, none refused", were(passed)),
+        (_, passed, refused) => {
+            format!("{} let through in the last {LATELY} minutes, {} refused", were(passed), text::number(refused))
+        }
+    };
+    match &view.shelf {
+        Shelf::Off => format!("{asked}. Billing is off."),
+        Shelf::Read { backlog, .. } if backlog.pending_charges > 0 => {
+            format!("{asked}; {} on the way to Runmesh.", text::count(backlog.pending_charges, "charge"))
+        }
+        _ => format!("{asked}; no charge waits."),
+    }
+}
+
+/// As a length of time since now.
+pub fn ago(duration: Duration) -> String {
+    text::seconds(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX))
+}

@@ -102,8 +102,8 @@ async fn failing() -> Edge {
         edge.stack.flowmesh.complete(task, Outcome::done(10.0, 1.5));
     }
     edge.metric("tollgate_charges_held", 2.0).await;
-    edge.stack.flowmesh.complete(&tasks[1], Outcome::done(1.0, 1.5));
     edge.stack.flowmesh.set_task_json(&tasks[1], json!({"usages": [{"total_cost": null, "status": "DONE"}]}));
+    edge.stack.flowmesh.complete(&tasks[1], Outcome::done(1.0, 1.5));
     assert_eq!(get(&edge, &format!("/api/v1/tasks/{}?view=status", tasks[1]), ALICE.token).await, 200);
     edge.metric("tollgate_held_tasks", 1.0).await;
 

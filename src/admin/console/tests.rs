@@ -14,6 +14,9 @@ use crate::ledger::books::{Charge, ChargeState, Glance};
 use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels};
 use crate::upstream::health::{Account, Heard};
 
+/// Where findings send their readers.
+const README: &str = include_str!("../../../README.md");
+
 /// So many minutes and seconds after a quarter past two.
 fn at(minute: i64, second: i64) -> Timestamp {
     Timestamp::from_second(1_795_270_500 + minute * 60 + second).expect("valid")
@@ -70,6 +73,11 @@ fn with_backlog(backlog: Backlog) -> View {
 
 fn decided(metrics: &Metrics, reason: &'static str, times: u64) {
     metrics.decisions.get_or_create(&DecisionLabels { reason }).inc_by(times);
+}
+
+/// Whether a section or a paragraph there is called so.
+fn is_in_the_readme(name: &str) -> bool {
+    README.contains(&format!("### {name}\n")) || README.contains(&format!("\n**{name}"))
 }
 
 #[test]
@@ -171,6 +179,7 @@ fn each_trouble_is_told_with_its_gravity_and_with_what_to_do() {
         assert!(said.contains(what) && advised.contains(then), "{said} / {advised}");
         let page = page(&view, true).into_string();
         assert_eq!(page.contains("All is well."), gravity == Note, "{said}");
+        assert!(found[0].read.is_none_or(is_in_the_readme), "README has nothing that is called {:?}", found[0].read);
     }
 }
 

@@ -154,14 +154,14 @@ impl Found {
         let read = Some("Looking after the ledger");
         if rejected_charges > 0 {
             let what = format!("Runmesh refused {} for good", text::count(rejected_charges, "charge"));
-            let then = "Its answers are below. When the cause is gone, `tollgate ledger retry --rejected` tries again.";
+            let then = "The answers are below. When the cause is gone, `tollgate ledger retry --rejected` tries again.";
             self.add(Attention, what, then, None, read);
         }
         if held_workflows > 0 {
             let verb = if held_workflows == 1 { "has" } else { "have" };
             let what = format!("{} {verb} no owner", text::count(held_workflows, "workflow"));
-            let then = "What hangs on it is held until you say whose it is, with `tollgate ledger attribute`. Who may have \
-                        submitted it:";
+            let then = "The charges are held until you name the owner, with `tollgate ledger attribute`. Who may have \
+                        submitted:";
             let command = Some("tollgate ledger list --held");
             self.add(Attention, what, then, command, Some("A workflow that nobody owns"));
         } else if held_charges > 0 {

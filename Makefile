@@ -6,7 +6,7 @@ SEED ?= 1
 MINUTES ?= 10
 JOBS ?= 1
 
-.PHONY: help run demo test chaos check fmt clippy doc envoy audit release
+.PHONY: help run demo test ops dist chaos check fmt clippy doc envoy audit release
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -24,6 +24,15 @@ test: envoy  ## Every test, through real Envoys
 	@if $(CARGO) nextest --version > /dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace; \
 	else $(CARGO) test --workspace; fi
+	@scripts/test-ops
+	@scripts/test-dist
+
+ops:  ## Alerts, dashboard, unit and release archive alone; Prometheus' and systemd's tools, where they are missing, by apt
+	@scripts/test-ops
+	@scripts/test-dist
+
+dist:  ## dist/tollgate-<version>-<target>.tar.gz: the binary without symbols, manual, Envoy's files, ops/; and SHA256SUMS
+	@scripts/dist
 
 chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, JOBS=1 rounds at once; then the books must agree
 	@scripts/fetch-envoy > /dev/null

@@ -22,6 +22,7 @@ mod metrics;
 mod mtls;
 mod operating;
 mod operator;
+mod ops;
 mod paths;
 mod privacy;
 mod process;

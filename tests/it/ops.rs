@@ -117,7 +117,8 @@ fn sources(dir: &Path, text: &mut String) {
         if path.is_dir() {
             sources(&path, text);
         } else {
-            text.push_str(&std::fs::read_to_string(&path).expect("a source"));
+            // Not all are text.
+            text.push_str(&String::from_utf8_lossy(&std::fs::read(&path).expect("a source")));
         }
     }
 }

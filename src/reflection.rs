@@ -29,7 +29,7 @@ pub fn v1() -> Result<v1::ServerReflectionServer<impl v1::ServerReflection>, Err
 /// `grpc.reflection.v1alpha`, which older tools ask for.
 ///
 /// # Errors
-/// As [`v1`].
+/// As [`v1()`].
 pub fn v1alpha() -> Result<v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>, Error> {
     builder().build_v1alpha()
 }

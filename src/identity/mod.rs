@@ -1,4 +1,4 @@
-//! Token → [`Principal`]: lum.id's answer, remembered for a short while.
+//! Token → [`Principal`](crate::principal::Principal): lum.id's answer, remembered for a short while.
 //!
 //! The SHA-256 of a token is the only key; the token itself goes to lum.id and is forgotten. Active answers are remembered
 //! as [`policy`] says, refused tokens apart from them and for a few seconds only, so that no flood of bad tokens can push

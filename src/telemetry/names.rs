@@ -115,3 +115,6 @@ pub const TLS_HANDSHAKES: &[&str] = &["ok", "refused", "gone", "timeout", "displ
 
 /// `outcome` of `tollgate_tls_reloads_total`.
 pub const TLS_RELOADS: &[&str] = &["ok", "failed"];
+
+/// `outcome` of `tollgate_span_exports_total`.
+pub const SPAN_EXPORTS: &[&str] = &["ok", "status", "timeout", "network", "too_large"];

@@ -39,6 +39,7 @@ async fn the_page_of_metrics_has_what_is_served_and_everything_is_there_from_the
         ("RUNMESH_BILLING_BASE_URL", "http://127.0.0.1:1/Runmesh".to_owned()),
         ("FLOWMESH_BRIDGE_SECRET", "hunter2".to_owned()),
         ("LUMID_BALANCE_GUARD", "on".to_owned()),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1".to_owned()),
         ("TOLLGATE_LEDGER", format!("sqlite:{}", dir.path().join("ledger.db").display())),
     ]);
     let tollgate = start(&settings).await;
@@ -68,12 +69,12 @@ async fn the_page_of_metrics_has_what_is_served_and_everything_is_there_from_the
 }
 
 #[tokio::test]
-async fn without_billing_and_mtls_only_their_families_are_missing() {
+async fn without_billing_mtls_and_spans_only_their_families_are_missing() {
     let tollgate = start(&[]).await;
     let exposed = exposed(&tollgate).await;
     exposed.assert_documented();
     for (name, family) in families() {
-        let expected = !family.of_billing && !family.of_mtls;
+        let expected = !family.of_billing && !family.of_mtls && !family.of_spans;
         assert_eq!(exposed.kinds.contains_key(&name), expected, "{name}");
     }
     for enabled in ["tollgate_billing_enabled", "tollgate_guard_enabled"] {

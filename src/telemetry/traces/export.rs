@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 
 use super::TRACER;
 use crate::config::BaseUrl;
-use crate::telemetry::{OutcomeLabels, Sparing};
+use crate::telemetry::{OutcomeLabels, Sparing, names, zeros};
 use crate::upstream::{CallError, Http, read_bounded};
 
 /// For one try to hand over a batch.
@@ -49,7 +49,7 @@ pub struct Traces {
 /// One line, when the collector's URL needs TLS and there is none, or the SDK refuses its settings.
 pub fn init_traces(collector: &BaseUrl) -> anyhow::Result<Traces> {
     let http = Http::new(collector, LIMIT).map_err(CallError::from)?;
-    let exports = Family::default();
+    let exports = zeros(names::SPAN_EXPORTS, |outcome| OutcomeLabels { outcome });
     let sender = Sender(Arc::new(Inner {
         http,
         runtime: Handle::current(),

@@ -12,6 +12,8 @@ pub struct Family {
     pub of_billing: bool,
     /// Only with mTLS.
     pub of_mtls: bool,
+    /// Only where spans are exported.
+    pub of_spans: bool,
 }
 
 /// One line of `/metrics` with a value.
@@ -50,6 +52,7 @@ pub fn families() -> BTreeMap<String, Family> {
             labels: labels.collect(),
             of_billing: says.contains("billing only"),
             of_mtls: says.contains("mTLS only"),
+            of_spans: says.contains("spans only"),
         };
         assert!(families.insert(name.trim_matches('`').to_owned(), family).is_none(), "twice: {row}");
     }
@@ -97,7 +100,7 @@ impl Exposed {
         samples.filter_map(|sample| sample.labels.get(label).cloned()).collect()
     }
 
-    /// Nothing may be said that is not on the page; what is missing here may be for want of billing or mTLS.
+    /// Nothing may be said that is not on the page; what is missing here may be for want of its setting.
     pub fn assert_documented(&self) {
         let families = families();
         for (name, kind) in &self.kinds {

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
 use tonic::transport::server::Router;
@@ -248,19 +249,22 @@ impl App {
             stopping: stopping.clone(),
             console,
         });
-        let stop = stopping.stop.clone();
-        lifecycle.spawn("admin", async move {
-            tokio::select! {
-                result = axum::serve(admin, router.into_make_service_with_connect_info::<SocketAddr>()).with_graceful_shutdown(stop.clone().cancelled_owned()) => result?,
-                () = async { stop.cancelled().await; linger().await } => {}
-            }
-            Ok(())
-        });
+        lifecycle.spawn("admin", serve_admin(admin, router, stopping.stop.clone()));
 
         let result: Result<(), Failure> = lifecycle.run(limits.drain_delay, limits.shutdown_deadline).await;
         close(ledger, books).await;
         Ok(result?)
     }
+}
+
+/// Serves the pages until the stop, and then until those under way are sent.
+async fn serve_admin(listener: TcpListener, router: axum::Router, stop: CancellationToken) -> Result<(), TaskError> {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::select! {
+        result = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned()) => result?,
+        () = async { stop.cancelled().await; linger().await } => {}
+    }
+    Ok(())
 }
 
 /// What the console shows beside what the other pages do.

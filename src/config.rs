@@ -101,6 +101,7 @@ struct Given {
 
 /// What Tollgate runs with.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "settings that are on or off, each by its own variable")]
 pub struct Config {
     pub lum_id_base_url: BaseUrl,
     /// `None`: no ledger is opened, no log entry is asked for, nothing is posted.

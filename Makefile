@@ -6,7 +6,7 @@ SEED ?= 1
 MINUTES ?= 10
 JOBS ?= 1
 
-.PHONY: help run demo test ops dist chaos check fmt clippy doc envoy audit release
+.PHONY: help run demo test ops compose dist chaos check fmt clippy doc shell envoy audit release
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -26,10 +26,15 @@ test: envoy  ## Every test, through real Envoys
 	else $(CARGO) test --workspace; fi
 	@scripts/test-ops
 	@scripts/test-dist
+	@scripts/test-compose
 
-ops:  ## Alerts, dashboard, unit and release archive alone; Prometheus' and systemd's tools, where they are missing, by apt
+ops:  ## Alerts, dashboard, unit and release archive alone
+	@scripts/install-test-tools
 	@scripts/test-ops
 	@scripts/test-dist
+
+compose:  ## docker-compose.yml alone: the images, the whole scenario, kills and all
+	@scripts/test-compose
 
 dist:  ## dist/tollgate-<version>-<target>.tar.gz: the binary without symbols, manual, Envoy's files, ops/; and SHA256SUMS
 	@scripts/dist
@@ -38,13 +43,18 @@ chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, 
 	@scripts/fetch-envoy > /dev/null
 	@exec $(RELEASE)/tollgate-local chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
 
-check: fmt clippy test doc  ## What CI runs: format, clippy, tests, docs
+check: fmt clippy test doc shell  ## What CI runs: format, clippy, tests, docs, the scripts
 
 fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+shell:
+	@if command -v shellcheck > /dev/null; then shellcheck scripts/dist scripts/install-test-tools scripts/local-images scripts/test-* .ci/run; \
+	elif [ -n "$$CI" ]; then echo "shell: FAILED: there is no shellcheck" >&2; exit 1; \
+	else echo "shell: SKIPPED: there is no shellcheck"; fi
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps

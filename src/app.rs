@@ -236,6 +236,7 @@ impl App {
 
         let router = admin::router(Admin {
             address: admin_address,
+            hosts: config.admin_hosts.clone(),
             registry,
             gauges,
             metrics,

@@ -6,6 +6,7 @@
 
 mod describe;
 mod file;
+mod hosts;
 mod limits;
 mod listen;
 mod log_filter;
@@ -20,6 +21,7 @@ use reqwest::Url;
 
 pub use describe::{Origin, Origins, Setting};
 pub use file::SettingFile;
+pub use hosts::AdminHosts;
 pub use limits::Limits;
 pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use log_filter::LogFilter;
@@ -120,6 +122,7 @@ pub struct Config {
     /// Whether the gRPC listener tells what it serves.
     pub grpc_reflection: bool,
     pub admin_listen: SocketAddr,
+    pub admin_hosts: AdminHosts,
     /// The SQLite file.
     pub ledger: PathBuf,
     /// How long what is over stays in the ledger.
@@ -190,13 +193,7 @@ impl Config {
         if billing.as_ref().is_some_and(|billing| in_clear(&billing.base_url)) {
             warnings.push("RUNMESH_BILLING_BASE_URL is http: its secret goes over the network in clear".to_owned());
         }
-        let admin_listen = address(
-            "TOLLGATE_ADMIN_LISTEN",
-            &given(options.admin_listen).unwrap_or_else(|| "127.0.0.1:9090".to_owned()),
-        )?;
-        if !admin_listen.ip().is_loopback() {
-            warnings.push(format!("TOLLGATE_ADMIN_LISTEN: others than this machine can read {admin_listen}"));
-        }
+        let admin_listen = admin_listen(options.admin_listen, &mut warnings)?;
         Ok(Self {
             lum_id_base_url,
             balance_guard: guard && billing.is_some(),
@@ -221,6 +218,7 @@ impl Config {
             tls,
             grpc_reflection: on_off("TOLLGATE_GRPC_REFLECTION", options.grpc_reflection)?,
             admin_listen,
+            admin_hosts: AdminHosts::parse(options.admin_hosts)?,
             ledger: ledger(options.ledger)?,
             // A month's bill must be there when it is disputed.
             retention: days("TOLLGATE_RETENTION_DAYS", options.retention_days, 90, 32..=36_500)?,
@@ -234,11 +232,7 @@ impl Config {
             reconcile_grace: seconds("TOLLGATE_RECONCILE_GRACE_SECS", options.reconcile_grace_secs, 30, 0..=3_600)?,
             otlp_endpoint: optional_url("OTEL_EXPORTER_OTLP_ENDPOINT", options.otlp_endpoint)?,
             log: LogFilter::parse(options.log, options.log_file)?,
-            log_format: match given(options.log_format).as_deref() {
-                None | Some("text") => LogFormat::Text,
-                Some("json") => LogFormat::Json,
-                Some(other) => return Err(wrong("TOLLGATE_LOG_FORMAT", format!("'{other}' is neither text nor json"))),
-            },
+            log_format: log_format(options.log_format)?,
             no_colour: false,
             limits: Limits::default(),
             warnings,
@@ -260,6 +254,23 @@ fn wrong(variable: &'static str, reason: impl Into<String>) -> Error {
 
 fn given(value: Option<String>) -> Option<String> {
     value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn admin_listen(value: Option<String>, warnings: &mut Vec<String>) -> Result<SocketAddr, Error> {
+    let given = given(value).unwrap_or_else(|| "127.0.0.1:9090".to_owned());
+    let admin_listen = address("TOLLGATE_ADMIN_LISTEN", &given)?;
+    if !admin_listen.ip().is_loopback() {
+        warnings.push(format!("TOLLGATE_ADMIN_LISTEN: others than this machine can read {admin_listen}"));
+    }
+    Ok(admin_listen)
+}
+
+fn log_format(value: Option<String>) -> Result<LogFormat, Error> {
+    match given(value).as_deref() {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(other) => Err(wrong("TOLLGATE_LOG_FORMAT", format!("'{other}' is neither text nor json"))),
+    }
 }
 
 fn optional_url(variable: &'static str, value: Option<String>) -> Result<Option<BaseUrl>, Error> {

@@ -5,6 +5,7 @@ pub mod console;
 mod exposition;
 mod gauges;
 pub mod history;
+mod host;
 mod purge;
 mod ready;
 
@@ -15,13 +16,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use self::console::Console;
-use crate::config::{LogFilter, Setting};
+use crate::config::{AdminHosts, LogFilter, Setting};
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
@@ -34,6 +35,8 @@ pub use gauges::Gauges;
 pub struct Admin {
     /// Where they are.
     pub address: SocketAddr,
+    /// By which names people may ask for them.
+    pub hosts: AdminHosts,
     pub registry: Registry,
     pub gauges: Gauges,
     pub metrics: Metrics,
@@ -54,14 +57,17 @@ pub struct Admin {
 
 /// The pages.
 pub fn router(admin: Admin) -> Router {
+    let admin = Arc::new(admin);
     Router::new()
         .route("/", get(console::console))
+        .route("/config", get(config))
+        .route("/cache/purge", post(purge::purge))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), host::known))
+        // Those below are for machines, by whatever name they know this one.
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready::ready))
-        .route("/config", get(config))
         .route("/metrics", get(metrics))
-        .route("/cache/purge", post(purge::purge))
-        .with_state(Arc::new(admin))
+        .with_state(admin)
 }
 
 /// As `tollgate check-config` prints it.

@@ -121,6 +121,7 @@ impl Config {
             ("TOLLGATE_INSECURE_LISTEN", on(self.given.insecure_listen)),
             ("TOLLGATE_GRPC_REFLECTION", on(self.grpc_reflection)),
             ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
+            ("TOLLGATE_ADMIN_HOSTS", self.admin_hosts.to_string()),
             ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
             ("TOLLGATE_RETENTION_DAYS", (self.retention.as_secs() / SECONDS_A_DAY).to_string()),
             ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),

@@ -57,6 +57,9 @@ pub struct Options {
     /// Health and metrics [default: 127.0.0.1:9090]
     #[arg(long, global = true, env = "TOLLGATE_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,
+    /// Names, separated by commas, by which that address is asked for its console, such as a reverse proxy's
+    #[arg(long, global = true, env = "TOLLGATE_ADMIN_HOSTS", value_name = "NAMES")]
+    pub admin_hosts: Option<String>,
     /// The durable store: `sqlite:PATH` [default: sqlite:tollgate.db]
     #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL")]
     pub ledger: Option<String>,

@@ -270,6 +270,30 @@ async fn what_others_wrote_is_shown_as_it_is_and_does_nothing() {
 }
 
 #[tokio::test]
+async fn a_web_page_whose_name_was_made_to_resolve_to_this_listener_reads_nothing() {
+    let edge = Edge::with(&[("TOLLGATE_ADMIN_HOSTS", "console.example.com")]).await;
+    let url = |path: &str| format!("{}{path}", edge.stack.tollgate.admin_url());
+    let status = async |path: &str, host: &str| answer(edge.http.get(url(path)).header("host", host)).await.status;
+    let purge = async |host: &str| {
+        let purge = edge.http.post(url("/cache/purge")).json(&json!({"all": true}));
+        answer(purge.header("host", host)).await.status
+    };
+    for own in ["localhost:9090", "10.0.0.5", "[::1]:9090", "tollgate:9090", "console.example.com"] {
+        assert_eq!((status("/", own).await, status("/config", own).await, purge(own).await), (200, 200, 200), "{own}");
+    }
+    for strange in ["evil.example:9090", "127.0.0.1.evil.example"] {
+        let refused = answer(edge.http.get(url("/")).header("host", strange)).await;
+        assert_eq!(refused.status, 421, "{strange}");
+        assert!(refused.body.contains("TOLLGATE_ADMIN_HOSTS"), "{}", refused.body);
+        assert_eq!((status("/config", strange).await, purge(strange).await), (421, 421), "{strange}");
+        for machines in ["/healthz", "/readyz", "/metrics"] {
+            assert_eq!(status(machines, strange).await, 200, "{machines} by {strange}");
+        }
+    }
+    edge.finish().await;
+}
+
+#[tokio::test]
 async fn without_billing_the_console_says_so_and_shows_the_rest() {
     let edge = Edge::with(&[("RUNMESH_BILLING_BASE_URL", "")]).await;
     assert_eq!(get(&edge, "/api/v1/workers", ALICE.token).await, 200);

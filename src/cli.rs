@@ -119,7 +119,7 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 
 fn config(options: Options) -> anyhow::Result<Config> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let mut config = Config::parse(options)?.warn_of_unknown(names);
+    let mut config = Config::parse(options)?.warn_of_unknown(names).heed_otel(|name| std::env::var(name).ok());
     config.no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     Ok(config)
 }

@@ -11,6 +11,7 @@ mod limits;
 mod listen;
 mod log_filter;
 mod options;
+mod otel;
 mod secret;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -99,6 +100,8 @@ struct Given {
     /// Also without billing.
     guard: bool,
     insecure_listen: bool,
+    /// Why no spans are exported although a collector was given.
+    no_spans: Option<&'static str>,
 }
 
 /// What Tollgate runs with.
@@ -157,7 +160,13 @@ impl Config {
         )?;
         let guard = on_off("LUMID_BALANCE_GUARD", options.lumid_balance_guard)?;
         let insecure = on_off("TOLLGATE_INSECURE_LISTEN", options.insecure_listen)?;
-        let was_given = Given { runmesh: runmesh.clone(), secret: secret.is_some(), guard, insecure_listen: insecure };
+        let was_given = Given {
+            runmesh: runmesh.clone(),
+            secret: secret.is_some(),
+            guard,
+            insecure_listen: insecure,
+            no_spans: None,
+        };
         let billing = match (runmesh, secret) {
             (Some(base_url), Some(secret)) => Some(Billing { base_url, secret }),
             (Some(_), None) => {

@@ -132,8 +132,10 @@ impl Config {
             ("OTEL_EXPORTER_OTLP_ENDPOINT", url(self.otlp_endpoint.as_ref())),
         ];
         let is_overruled = |variable| variable == "LUMID_BALANCE_GUARD" && self.given.guard && !self.balance_guard;
-        let origin = |variable| {
-            if is_overruled(variable) { Origin::Overruled("because billing is off") } else { self.origins.of(variable) }
+        let origin = |variable| match self.given.no_spans {
+            Some(why) if variable == "OTEL_EXPORTER_OTLP_ENDPOINT" => Origin::Overruled(why),
+            _ if is_overruled(variable) => Origin::Overruled("because billing is off"),
+            _ => self.origins.of(variable),
         };
         values.map(|(variable, value)| Setting { variable, value, origin: origin(variable) }).into()
     }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use tollgate_local::stack::{ALICE, BOB, wait_for};
 use tollgate_local::standin::Fault;
 
-use crate::harness::direct::{denied_header, read_from, status};
+use crate::harness::direct::{denied_header, read_from, socket, status};
 use crate::harness::{Answer, Direct, Edge, Memory, SOON, answer, assert_refused};
 
 const INACTIVE: &str = r#"{"detail":"No identity provider accepted the token"}"#;
@@ -34,22 +34,40 @@ fn refusals(edge: &Edge) -> Vec<Value> {
     events.filter(|event| event["message"].as_str().is_some_and(|message| message.contains(": refused with"))).collect()
 }
 
+/// Runs load on threads of its own: the stand-in that is to answer in time must not wait for its turn behind all of it.
+async fn apart<T: Send + 'static>(load: impl Future<Output = T> + Send + 'static) -> T {
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let ended = threads.spawn(load).await;
+    threads.shutdown_background();
+    ended.expect("no panic")
+}
+
+/// How often lum.id may be asked after a token that is in use for so long: a remembered answer is a minute's, and in its
+/// second half it is asked for anew.
+fn asked_at_most(in_use: Duration) -> usize {
+    1 + usize::try_from(in_use.as_secs() / 30).expect("small")
+}
+
 #[tokio::test]
 async fn ten_thousand_requests_at_once_with_one_new_token_are_one_question_to_lum_id() {
     let edge = Edge::with(&[("TOLLGATE_LOG", "info")]).await;
     edge.stack.lum_id.fail_with(Fault::Slow(Duration::from_millis(500)));
-    let mut checks = tokio::task::JoinSet::new();
-    for _ in 0..10 {
-        let direct = Direct::connect(&edge).await;
-        for n in 0..1000 {
-            let mut direct = direct.clone();
-            let request = read_from(&format!("10.0.0.{}", n % 200), ALICE.token);
-            checks.spawn(async move { status(&direct.check(request).await) });
+    let socket = socket(&edge);
+    apart(async move {
+        let mut checks = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let direct = Direct::connect_to(socket.clone()).await;
+            for n in 0..1000 {
+                let mut direct = direct.clone();
+                let request = read_from(&format!("10.0.0.{}", n % 200), ALICE.token);
+                checks.spawn(async move { status(&direct.check(request).await) });
+            }
         }
-    }
-    while let Some(status) = checks.join_next().await {
-        assert_eq!(status.expect("no panic"), 200);
-    }
+        while let Some(status) = checks.join_next().await {
+            assert_eq!(status.expect("no panic"), 200);
+        }
+    })
+    .await;
     assert_eq!(edge.stack.lum_id.introspections(), [ALICE.token]);
     edge.finish().await;
 }
@@ -73,24 +91,34 @@ async fn a_client_that_gives_up_fails_nobody_who_brought_the_same_token() {
 async fn a_source_of_bad_tokens_is_told_to_wait_and_who_is_known_is_not_concerned() {
     let edge = Edge::with(&[("TOLLGATE_LOG", "info")]).await;
     assert_eq!(read(&edge, ALICE.token).await.status, 200);
-    let mut refused = 0;
-    for n in 0..400 {
-        // A header of the client's makes it no other source.
-        let request = edge.get("/api/v1/tasks").bearer_auth(format!("lm_pat_live_bad_{n}"));
-        let one = answer(request.header("x-forwarded-for", format!("203.0.113.{}", n % 200))).await;
-        if one.status == 429 {
-            refused += 1;
-            assert_refused(&one, 429, TOO_MANY, &[]);
-            let wait = one.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
-            assert!(wait.is_some_and(|seconds| (1..=30).contains(&seconds)), "{one:?}");
-        } else {
-            assert_refused(&one, 401, INACTIVE, &[]);
+    let (mut refused, mut looked_at) = (0, 0);
+    let started = Instant::now();
+    // As many at a time as it takes to be faster than the budget grows, and on until it is seen, however slow the machine is.
+    for round in 0_u32.. {
+        assert!(started.elapsed() < SOON * 3, "{refused} refused, {looked_at} looked at");
+        let bad = |n: u32| {
+            // A header of the client's makes it no other source.
+            let request = edge.get("/api/v1/tasks").bearer_auth(format!("lm_pat_live_bad_{round}_{n}"));
+            answer(request.header("x-forwarded-for", format!("203.0.113.{n}")))
+        };
+        for one in futures_util::future::join_all((0..20).map(bad)).await {
+            if one.status == 429 {
+                refused += 1;
+                assert_refused(&one, 429, TOO_MANY, &[]);
+                let wait = one.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+                assert!(wait.is_some_and(|seconds| (1..=30).contains(&seconds)), "{one:?}");
+            } else {
+                looked_at += 1;
+                assert_refused(&one, 401, INACTIVE, &[]);
+            }
         }
-        if n % 20 == 0 {
-            assert_eq!(read(&edge, ALICE.token).await.status, 200, "known before");
+        assert_eq!(read(&edge, ALICE.token).await.status, 200, "known before");
+        if refused > 100 && round >= 20 {
+            break;
         }
     }
-    assert!(refused > 100, "{refused}");
+    let budget = 100 + started.elapsed().as_millis() / 100;
+    assert!(looked_at <= budget + 20, "{looked_at} were looked at, with a budget of {budget}");
     // An unknown token of the same source could be another bad one; one of another source is looked at.
     let mut direct = Direct::connect(&edge).await;
     let other = direct.check(read_from("192.0.2.99", BOB.token)).await;
@@ -109,6 +137,7 @@ async fn a_flood_of_random_tokens_leaves_memory_flat_and_good_tokens_unasked() {
     const TOKENS: usize = 30_000;
     let edge = Edge::with(&[("TOLLGATE_LOG", "info,tollgate::authz=warn")]).await;
     let mut direct = Direct::connect(&edge).await;
+    let started = Instant::now();
     assert_eq!(status(&direct.check(read_from("192.0.2.1", ALICE.token)).await), 200);
     let flood = async |from: usize, to: usize| {
         let mut clients = tokio::task::JoinSet::new();
@@ -135,14 +164,14 @@ async fn a_flood_of_random_tokens_leaves_memory_flat_and_good_tokens_unasked() {
     // The first part fills every cache and pool there is.
     flood(0, TOKENS / 3).await;
     let before = Memory::of(&edge);
-    let started = Instant::now();
     let told_to_wait = flood(TOKENS / 3, TOKENS).await;
     before.assert_flat(&edge, 8);
     assert!(told_to_wait > TOKENS / 2, "{told_to_wait}");
     let asked = edge.stack.lum_id.introspection_count();
     let allowed = 2 + 100 + 16 + usize::try_from(started.elapsed().as_millis() / 50).expect("small");
     assert!(asked < allowed + 100, "{asked} introspections");
-    assert_eq!(edge.stack.lum_id.introspections().iter().filter(|token| *token == ALICE.token).count(), 1);
+    let after_good = edge.stack.lum_id.introspections().iter().filter(|token| *token == ALICE.token).count();
+    assert!(after_good <= asked_at_most(started.elapsed()), "{after_good} in {:?}", started.elapsed());
     assert_eq!(edge.stack.tollgate.metric("tollgate_identity_cache_entries").await, Some(1.0));
     assert_eq!(edge.stack.tollgate.metric("tollgate_identity_sources").await, Some(1.0));
     edge.finish().await;

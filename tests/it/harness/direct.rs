@@ -1,6 +1,7 @@
 //! Check spoken to directly, as by an Envoy whose configuration is weaker than the shipped one.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
@@ -53,9 +54,17 @@ pub fn denied_header(response: &CheckResponse, name: &str) -> Option<String> {
     headers.find(|header| header.key == name).map(|header| header.value)
 }
 
+/// Where Tollgate's socket is.
+pub fn socket(edge: &Edge) -> PathBuf {
+    edge.dir.path().canonicalize().expect("a path").join("grpc.sock")
+}
+
 /// A connection to Tollgate's socket, for whatever gRPC.
 pub async fn channel(edge: &Edge) -> Channel {
-    let path = edge.dir.path().canonicalize().expect("a path").join("grpc.sock");
+    channel_to(socket(edge)).await
+}
+
+async fn channel_to(path: PathBuf) -> Channel {
     let connect = move |_| {
         let path = path.clone();
         async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(UnixStream::connect(path).await?)) }
@@ -66,7 +75,11 @@ pub async fn channel(edge: &Edge) -> Channel {
 
 impl Direct {
     pub async fn connect(edge: &Edge) -> Self {
-        Self(AuthorizationClient::new(channel(edge).await))
+        Self::connect_to(socket(edge)).await
+    }
+
+    pub async fn connect_to(socket: PathBuf) -> Self {
+        Self(AuthorizationClient::new(channel_to(socket).await))
     }
 
     pub async fn check(&mut self, request: CheckRequest) -> CheckResponse {

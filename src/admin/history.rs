@@ -49,6 +49,10 @@ pub struct Counts {
     pub retried: u64,
     pub rejected: u64,
     pub ledger_errors: u64,
+    /// Submissions that Runmesh was to judge, and said nothing of: they went through.
+    pub unjudged: u64,
+    /// Submissions that got a row in the ledger.
+    pub submissions: u64,
     /// Checks by the bucket that their time falls in.
     latency: [u64; BUCKETS],
 }
@@ -83,6 +87,8 @@ impl Counts {
             retried: with(self.retried, other.retried),
             rejected: with(self.rejected, other.rejected),
             ledger_errors: with(self.ledger_errors, other.ledger_errors),
+            unjudged: with(self.unjudged, other.unjudged),
+            submissions: with(self.submissions, other.submissions),
             ..Self::default()
         };
         all(&self.decisions, &other.decisions, &mut combined.decisions);
@@ -102,6 +108,8 @@ impl Counters {
         registry.register("identity", "", metrics.identity_cache.clone());
         registry.register("posts", "", metrics.posts.clone());
         registry.register("ledger", "", metrics.ledger_errors.clone());
+        registry.register("preflights", "", metrics.preflights.clone());
+        registry.register("submissions", "", metrics.submissions.clone());
         Self(registry)
     }
 
@@ -135,6 +143,11 @@ impl Counters {
                     _ => counts.retried += value,
                 },
                 "ledger_total" => counts.ledger_errors += value,
+                "preflights_total" => match label("outcome") {
+                    Some("sufficient" | "insufficient" | "no_email") => {}
+                    _ => counts.unjudged += value,
+                },
+                "submissions_total" if label("outcome") == Some("opened") => counts.submissions += value,
                 "check_bucket" => {
                     let Some(bound) = label("le").and_then(|bound| bound.parse::<f64>().ok()) else { continue };
                     match at_most.iter_mut().find(|(known, _)| known.total_cmp(&bound).is_eq()) {
@@ -215,7 +228,8 @@ impl Ring {
 
     /// Ends the minute under way when it is another one now.
     fn turn(&mut self, minute: i64, counts: &Counts) {
-        if minute == self.under_way {
+        // Who read the clock just before somebody else ended that minute has come too late to end another one.
+        if minute == self.under_way || minute == self.under_way - 1 {
             return;
         }
         self.over.push_back((self.under_way, counts.combine(&self.before, u64::saturating_sub)));
@@ -331,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn a_look_that_comes_late_takes_nothing_from_the_minute_that_is_over() {
+        let metrics = Metrics::unread();
+        let history = History::new(&metrics, at(0, 0));
+        decided(&metrics, "allowed", 3);
+        let _ = history.hour(at(1, 0));
+        decided(&metrics, "allowed", 2);
+        // Its clock was read before the one above, and its turn came after.
+        assert_eq!(let_through(&history.hour(at(0, 59))), [None, None, None, Some(3), Some(2)]);
+        assert_eq!(let_through(&history.hour(at(1, 1))), [None, None, None, Some(3), Some(2)]);
+    }
+
+    #[test]
     fn every_counter_is_told_apart_and_what_is_new_is_not_lost() {
         let metrics = Metrics::unread();
         decided(&metrics, "path", 2);
@@ -342,10 +368,19 @@ mod tests {
             metrics.posts.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
         }
         metrics.ledger_errors.get_or_create(&KindLabels { kind: "claim" }).inc_by(4);
+        for (outcome, times) in
+            [("sufficient", 9), ("insufficient", 8), ("no_email", 7), ("timeout", 2), ("malformed", 1), ("busy", 3)]
+        {
+            metrics.preflights.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
+        }
+        for (outcome, times) in [("opened", 5), ("repeated", 2), ("failed", 1)] {
+            metrics.submissions.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
+        }
         let sum = History::new(&metrics, at(0, 0)).hour(at(0, 1)).sum(1);
         assert_eq!((sum.let_through(), sum.refused(), sum.decisions[REASONS.len() - 1]), (0, 7, 5));
         assert_eq!((sum.hits, sum.lookups), (9, 12));
         assert_eq!((sum.posted, sum.rejected, sum.retried, sum.ledger_errors), (9, 1, 5, 4));
+        assert_eq!((sum.unjudged, sum.submissions), (6, 5));
     }
 
     #[test]

@@ -194,6 +194,8 @@ async fn assert_unharmed_by(endpoint: &str, outcome: &str) {
     let started = Instant::now();
     assert!(edge.stack.tollgate.terminate().await.expect("stopped").success());
     assert!(started.elapsed() < Duration::from_secs(9), "within docker's patience: {:?}", started.elapsed());
+    let panicked = edge.stack.tollgate.lines().into_iter().find(|line| line.contains("panicked"));
+    assert_eq!(panicked, None);
     edge.finish_unbilled().await;
 }
 

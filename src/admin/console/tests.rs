@@ -75,18 +75,38 @@ fn decided(metrics: &Metrics, reason: &'static str, times: u64) {
     metrics.decisions.get_or_create(&DecisionLabels { reason }).inc_by(times);
 }
 
+fn submitted(metrics: &Metrics, is_time: bool) {
+    if is_time {
+        metrics.submissions.get_or_create(&OutcomeLabels { outcome: "opened" }).inc();
+    }
+}
+
+/// Of an hour's minutes, the one under way.
+fn is_last(minute: u64) -> bool {
+    minute + 1 == MINUTES as u64
+}
+
 /// Whether a section or a paragraph there is called so.
 fn is_in_the_readme(name: &str) -> bool {
     README.contains(&format!("### {name}\n")) || README.contains(&format!("\n**{name}"))
 }
 
+/// That this is the one thing that is told, with this to do about it.
+fn assert_told(view: &View, gravity: Gravity, what: &str, then: &str) {
+    let found = findings(view);
+    let [Finding { gravity: told, what: said, then: advised, .. }] = found.as_slice() else {
+        panic!("{what}: {found:?}")
+    };
+    assert_eq!(*told, gravity, "{said}");
+    assert!(said.contains(what) && advised.contains(then), "{said} / {advised}");
+    let page = page(view, true).into_string();
+    assert_eq!(page.contains("All is well."), gravity == Gravity::Note, "{said}");
+    assert!(found[0].read.is_none_or(is_in_the_readme), "README has nothing that is called {:?}", found[0].read);
+}
+
 #[test]
 fn each_trouble_is_told_with_its_gravity_and_with_what_to_do() {
     use Gravity::{Attention, Failing, Note};
-    let errors = |metrics: &Metrics| {
-        metrics.ledger_errors.get_or_create(&KindLabels { kind: "claim" }).inc();
-    };
-    let lately = |minute: u64| minute + 1 == MINUTES as u64;
     for (view, gravity, what, then) in [
         (View { draining: true, ..calm() }, Attention, "is stopping", "answered to the end"),
         (
@@ -149,37 +169,34 @@ fn each_trouble_is_told_with_its_gravity_and_with_what_to_do() {
             "within the hour",
         ),
         (with_backlog(Backlog { gone_tasks: 3, ..Backlog::default() }), Note, "FlowMesh forgot 3 tasks", "not billed"),
-        (
-            view(|minute, metrics| {
-                if lately(minute) {
-                    errors(metrics);
-                }
-            }),
-            Attention,
-            "The ledger failed once",
-            "log",
-        ),
-        (
-            view(|minute, metrics| {
-                if lately(minute) {
-                    decided(metrics, "too_many_unknown", 7);
-                }
-            }),
-            Attention,
-            "7 requests were refused in the last 5 minutes",
-            "address",
-        ),
         (View { warnings: vec!["guard is on".into()], ..calm() }, Note, "Configuration: guard is on", ""),
     ] {
-        let found = findings(&view);
-        let [Finding { gravity: told, what: said, then: advised, .. }] = found.as_slice() else {
-            panic!("{what}: {found:?}")
-        };
-        assert_eq!(*told, gravity, "{said}");
-        assert!(said.contains(what) && advised.contains(then), "{said} / {advised}");
-        let page = page(&view, true).into_string();
-        assert_eq!(page.contains("All is well."), gravity == Note, "{said}");
-        assert!(found[0].read.is_none_or(is_in_the_readme), "README has nothing that is called {:?}", found[0].read);
+        assert_told(&view, gravity, what, then);
+    }
+}
+
+#[test]
+fn what_went_wrong_within_minutes_is_told_also_when_it_goes_well_again() {
+    let refused = |reason| view(move |minute, metrics| decided(metrics, reason, if is_last(minute) { 7 } else { 0 }));
+    let ledger_error = view(|minute, metrics| {
+        if is_last(minute) {
+            metrics.ledger_errors.get_or_create(&KindLabels { kind: "claim" }).inc();
+        }
+    });
+    let unjudged = view(|minute, metrics| {
+        if is_last(minute) {
+            metrics.preflights.get_or_create(&OutcomeLabels { outcome: "malformed" }).inc();
+        }
+    });
+    let unlogged = View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, is_last(minute + 1))) };
+    for (view, what, then) in [
+        (ledger_error, "The ledger failed once", "log"),
+        (refused("too_many_unknown"), "7 requests were refused in the last 5 minutes", "address"),
+        (refused("identity_unavailable"), "7 requests were refused in the last 5 minutes over lum.id", "last failure"),
+        (unjudged, "1 submission went through in the last 5 minutes without a balance check", "as agreed"),
+        (unlogged, "no Envoy sends its access log", "envoy-config"),
+    ] {
+        assert_told(&view, Gravity::Attention, what, then);
     }
 }
 
@@ -194,6 +211,13 @@ fn what_is_over_or_not_yet_long_is_no_trouble() {
                 decided(metrics, "too_many_unknown", 7);
             }
         }),
+        view(|minute, metrics| {
+            if minute < 50 {
+                decided(metrics, "identity_unavailable", 7);
+            }
+        }),
+        View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, is_last(minute))) },
+        View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, minute < 50)) },
         View { runmesh: None, shelf: Shelf::Off, ..calm() },
         View { lum_id: Account { is_failing: false, ..fails("status 500") }, ..calm() },
     ] {

@@ -110,7 +110,7 @@ pub fn discreet(text: &str, secrets: &[&str]) -> String {
     while !rest.is_empty() {
         let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
-        told.push_str(if word.contains('@') { "(e-mail)" } else { word });
+        told.push_str(if word.contains('@') || word.contains("%40") { "(e-mail)" } else { word });
         let next = after.chars().next().map_or(0, char::len_utf8);
         told.push_str(&after[..next]);
         rest = &after[next..];
@@ -168,6 +168,7 @@ mod tests {
             ("no account a.b+c@example.com here", "no account (e-mail) here"),
             (r#"{"email":"a@example.com","code":3}"#, r#"{"email":"(e-mail)","code":3}"#),
             ("<a@b.c>, é@d", "<(e-mail)>, (e-mail)"),
+            ("no user email=a.b%40example.com", "no user (e-mail)"),
             ("status 422: hunter2 is wrong", "status 422: (secret) is wrong"),
             ("", ""),
         ] {

@@ -85,6 +85,22 @@ impl Found {
             let what = format!("The ledger failed {} in the last {LATELY} minutes", times(lately.ledger_errors));
             self.add(Attention, what, "The log has the cause: disk, permissions.", None, Some("Metrics"));
         }
+        if lately.unjudged > 0 {
+            let what = format!(
+                "{} went through in the last {LATELY} minutes without a balance check",
+                text::count(lately.unjudged, "submission")
+            );
+            let then = "Runmesh did not answer in time or as agreed when it was asked; the log has the cause.";
+            self.add(Attention, what, then, None, Some("Metrics"));
+        }
+        // Not of this minute: Envoy opens a stream when it has something to send.
+        let submitted = lately.submissions - view.hour.sum(1).submissions;
+        if submitted > 0 && view.log_streams == 0 && !view.shelf.is_off() {
+            let what = "Workflows are submitted, and no Envoy sends its access log".to_owned();
+            let then = "Charges are found by asking FlowMesh, minutes later. Does the edge run with the access log of \
+                        `tollgate envoy-config`?";
+            self.add(Attention, what, then, None, Some("Metrics"));
+        }
         let unknown = lately.reason("too_many_unknown");
         if unknown > 0 {
             let what = format!("{} refused in the last {LATELY} minutes for too many unknown tokens", were(unknown));
@@ -98,6 +114,14 @@ impl Found {
             let then = "Requests whose token is not remembered are refused with 503; known tokens serve out their \
                         minute. Can `LUM_ID_BASE_URL` be reached from here?";
             self.add(Failing, format!("lum.id does not answer: {error}"), then, None, Some("What users see"));
+        } else {
+            // It may answer every other question.
+            let unavailable = view.hour.sum(LATELY).reason("identity_unavailable");
+            if unavailable > 0 {
+                let what = format!("{} refused in the last {LATELY} minutes over lum.id", were(unavailable));
+                let then = "It answers now, and did not answer all of them in time; its last failure is below.";
+                self.add(Attention, what, then, None, Some("What users see"));
+            }
         }
         if let Some(runmesh) = &view.runmesh {
             self.of_runmesh(view, failing(runmesh));

@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -179,6 +180,7 @@ impl App {
 
         let last_check = LastCheck::default();
         let console = console(&config, &metrics, &flowmesh, runmesh.as_ref(), books.as_ref(), last_check.clone());
+        let certificate_end = console.certificate_end.clone();
         lifecycle.spawn("history", console.history.clone().keep(stopping.stop.clone()));
 
         let identity = Identity::new(&config, lum_id, metrics.clone());
@@ -220,7 +222,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         announce(&health, ServingStatus::Serving, true).await;
         let server = grpc_services(&config, health_service, authz, access_log)?;
-        let connections = grpc.accept(&mut lifecycle, &stopping, limits, &mut registry);
+        let connections = grpc.accept(&mut lifecycle, &stopping, limits, &mut registry, certificate_end);
         let serving = connections.serve(server, stopping.stop.clone());
         let stop = stopping.stop.clone();
         lifecycle.spawn("grpc", async move {
@@ -287,6 +289,7 @@ fn console(
         runmesh: runmesh.map(Runmesh::health),
         secret: config.billing.as_ref().map(|billing| billing.secret.clone()),
         warnings: config.warnings.clone(),
+        certificate_end: Gauge::default(),
     }
 }
 

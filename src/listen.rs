@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio_rustls::server::TlsStream;
@@ -85,19 +86,21 @@ impl Bound {
         })
     }
 
-    /// What comes in. With mTLS two tasks belong to it: one that shakes hands, one that keeps the certificates.
+    /// What comes in. With mTLS two tasks belong to it: one that shakes hands, one that keeps the certificates and sets the end
+    /// of the one that is shown.
     pub fn accept(
         self,
         lifecycle: &mut Lifecycle,
         stopping: &Stopping,
         limits: &Limits,
         registry: &mut Registry,
+        certificate_end: Gauge,
     ) -> Connections {
         match self {
             Self::Tcp(listener) => Connections::Tcp(incoming(listener)),
             Self::Unix(listener, file) => Connections::Unix(UnixListenerStream::new(listener), file),
             Self::Tls(listener, certificates) => {
-                let metrics = TlsMetrics::register(registry);
+                let metrics = TlsMetrics::register(registry, certificate_end);
                 let (handshakes, connections) = Handshakes::new(certificates.in_force(), limits, metrics.clone());
                 lifecycle.spawn("tls handshakes", handshakes.run(incoming(listener), stopping.stop.clone()));
                 let keep = certificates.keep(limits.tls_refresh, metrics, stopping.stop.clone());

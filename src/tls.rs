@@ -259,12 +259,12 @@ pub struct TlsMetrics {
 
 impl TlsMetrics {
     /// Registers every family.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(registry: &mut Registry, not_after: Gauge) -> Self {
         let metrics = Self {
             handshakes: zeros(names::TLS_HANDSHAKES, |outcome| OutcomeLabels { outcome }),
             under_way: Gauge::default(),
             reloads: zeros(names::TLS_RELOADS, |outcome| OutcomeLabels { outcome }),
-            not_after: Gauge::default(),
+            not_after,
         };
         let m = &metrics;
         registry.register("tollgate_tls_handshakes", "TLS handshakes, by outcome", m.handshakes.clone());

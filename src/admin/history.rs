@@ -51,6 +51,8 @@ pub struct Counts {
     pub ledger_errors: u64,
     /// Submissions that Runmesh was to judge, and said nothing of: they went through.
     pub unjudged: u64,
+    /// Changed files of secrets that could not be used.
+    pub unusable_secrets: u64,
     /// Submissions that got a row in the ledger.
     pub submissions: u64,
     /// Checks by the bucket that their time falls in.
@@ -88,6 +90,7 @@ impl Counts {
             rejected: with(self.rejected, other.rejected),
             ledger_errors: with(self.ledger_errors, other.ledger_errors),
             unjudged: with(self.unjudged, other.unjudged),
+            unusable_secrets: with(self.unusable_secrets, other.unusable_secrets),
             submissions: with(self.submissions, other.submissions),
             ..Self::default()
         };
@@ -110,6 +113,7 @@ impl Counters {
         registry.register("ledger", "", metrics.ledger_errors.clone());
         registry.register("preflights", "", metrics.preflights.clone());
         registry.register("submissions", "", metrics.submissions.clone());
+        registry.register("secrets", "", metrics.secret_reloads.clone());
         Self(registry)
     }
 
@@ -147,6 +151,7 @@ impl Counters {
                     Some("sufficient" | "insufficient" | "no_email") => {}
                     _ => counts.unjudged += value,
                 },
+                "secrets_total" if label("outcome") == Some("failed") => counts.unusable_secrets += value,
                 "submissions_total" if label("outcome") == Some("opened") => counts.submissions += value,
                 "check_bucket" => {
                     let Some(bound) = label("le").and_then(|bound| bound.parse::<f64>().ok()) else { continue };
@@ -373,6 +378,9 @@ mod tests {
         {
             metrics.preflights.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
         }
+        for (outcome, times) in [("ok", 2), ("failed", 4)] {
+            metrics.secret_reloads.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
+        }
         for (outcome, times) in [("opened", 5), ("repeated", 2), ("failed", 1)] {
             metrics.submissions.get_or_create(&OutcomeLabels { outcome }).inc_by(times);
         }
@@ -380,7 +388,7 @@ mod tests {
         assert_eq!((sum.let_through(), sum.refused(), sum.decisions[REASONS.len() - 1]), (0, 7, 5));
         assert_eq!((sum.hits, sum.lookups), (9, 12));
         assert_eq!((sum.posted, sum.rejected, sum.retried, sum.ledger_errors), (9, 1, 5, 4));
-        assert_eq!((sum.unjudged, sum.submissions), (6, 5));
+        assert_eq!((sum.unjudged, sum.submissions, sum.unusable_secrets), (6, 5, 4));
     }
 
     #[test]

@@ -97,7 +97,8 @@ fn a_certificate_and_its_key_may_share_a_file() {
 #[tokio::test]
 async fn a_change_is_taken_up_and_a_bad_one_is_waited_out() {
     let folder = Folder::new();
-    let metrics = TlsMetrics::register(&mut Registry::default());
+    let end = Gauge::default();
+    let metrics = TlsMetrics::register(&mut Registry::default(), end.clone());
     let certificates = Certificates::load(&folder.files()).expect("good");
     let in_force = certificates.in_force();
     let stop = CancellationToken::new();
@@ -115,7 +116,7 @@ async fn a_change_is_taken_up_and_a_bad_one_is_waited_out() {
     reloaded("ok", 1).await;
     assert!(!Arc::ptr_eq(&first, &in_force.borrow()));
     // 2095-12-31, midnight.
-    assert_eq!(metrics.not_after.get(), 3_976_128_000);
+    assert_eq!(end.get(), 3_976_128_000);
 
     let second = in_force.borrow().clone();
     folder.write("key", "half a k");
@@ -143,7 +144,7 @@ struct Listening {
 
 async fn listening(folder: &Folder, limits: &Limits) -> Listening {
     let certificates = Certificates::load(&folder.files()).expect("good");
-    let metrics = TlsMetrics::register(&mut Registry::default());
+    let metrics = TlsMetrics::register(&mut Registry::default(), Gauge::default());
     let (handshakes, connections) = Handshakes::new(certificates.in_force(), limits, metrics.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");

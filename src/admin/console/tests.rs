@@ -60,6 +60,7 @@ fn view(each: impl Fn(u64, &Metrics)) -> View {
         last_check: Some(at(59, 40)),
         shelf: Shelf::Read { backlog: Backlog::default(), glance: Glance::default() },
         warnings: Vec::new(),
+        certificate_end: None,
     }
 }
 
@@ -176,6 +177,23 @@ fn each_trouble_is_told_with_its_gravity_and_with_what_to_do() {
 }
 
 #[test]
+fn a_certificate_that_ends_and_a_task_that_nobody_comes_to_are_told_in_time() {
+    use Gravity::{Attention, Failing};
+    for (view, gravity, what, then) in [
+        (
+            with_backlog(Backlog { due_tasks: 1, oldest_due_task: Some(at(-120, 0)), ..Backlog::default() }),
+            Attention,
+            "has been due for 2 h",
+            "FlowMesh answers",
+        ),
+        (View { certificate_end: Some(at(59, 41)), ..calm() }, Failing, "has ended", "TOLLGATE_TLS_CERT"),
+        (View { certificate_end: Some(at(4379, 43)), ..calm() }, Attention, "ends in 3 days", "TOLLGATE_TLS_CERT"),
+    ] {
+        assert_told(&view, gravity, what, then);
+    }
+}
+
+#[test]
 fn what_went_wrong_within_minutes_is_told_also_when_it_goes_well_again() {
     let refused = |reason| view(move |minute, metrics| decided(metrics, reason, if is_last(minute) { 7 } else { 0 }));
     let ledger_error = view(|minute, metrics| {
@@ -188,12 +206,18 @@ fn what_went_wrong_within_minutes_is_told_also_when_it_goes_well_again() {
             metrics.preflights.get_or_create(&OutcomeLabels { outcome: "malformed" }).inc();
         }
     });
+    let secret = view(|minute, metrics| {
+        if minute == 5 {
+            metrics.secret_reloads.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
+        }
+    });
     let unlogged = View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, is_last(minute + 1))) };
     for (view, what, then) in [
         (ledger_error, "The ledger failed once", "log"),
         (refused("too_many_unknown"), "7 requests were refused in the last 5 minutes", "address"),
         (refused("identity_unavailable"), "7 requests were refused in the last 5 minutes over lum.id", "last failure"),
         (unjudged, "1 submission went through in the last 5 minutes without a balance check", "as agreed"),
+        (secret, "A changed secret file could not be used, once in the last hour", "from before"),
         (unlogged, "no Envoy sends its access log", "envoy-config"),
     ] {
         assert_told(&view, Gravity::Attention, what, then);
@@ -218,6 +242,8 @@ fn what_is_over_or_not_yet_long_is_no_trouble() {
         }),
         View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, is_last(minute))) },
         View { log_streams: 0, ..view(|minute, metrics| submitted(metrics, minute < 50)) },
+        with_backlog(Backlog { due_tasks: 1, oldest_due_task: Some(at(30, 0)), ..Backlog::default() }),
+        View { certificate_end: Some(at(30 * 1440, 0)), ..calm() },
         View { runmesh: None, shelf: Shelf::Off, ..calm() },
         View { lum_id: Account { is_failing: false, ..fails("status 500") }, ..calm() },
     ] {

@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use super::text;
 use super::view::{Shelf, View};
+use crate::admin::gauges::age;
+use crate::admin::history::MINUTES;
 use crate::ledger::Backlog;
 use crate::upstream::health::Account;
 use Gravity::{Attention, Failing, Note};
 
 /// Charges that wait for longer than this wait for something.
 const LONG_WAIT: i64 = 600;
+/// So much overdue is no ordinary queue of tasks.
+const LONG_OVERDUE: i64 = 3600;
+/// Days before the end of a certificate at which somebody should have renewed it.
+const RENEWAL: i64 = 14;
 /// Minutes that count as now.
 const LATELY: usize = 5;
 /// Of a peer whose circuit is open, and whose last call went well all the same.
@@ -45,8 +51,10 @@ pub fn findings(view: &View) -> Vec<Finding> {
     let mut found = Found::default();
     found.of_process(view);
     found.of_peers(view);
+    found.of_files(view);
     if let Shelf::Read { backlog, .. } = &view.shelf {
         found.of_ledger(backlog);
+        found.of_waiting_tasks(view, backlog);
     }
     for warning in &view.warnings {
         found.add(Note, format!("Configuration: {}", text::plain(warning)), "", None, None);
@@ -106,6 +114,27 @@ impl Found {
             let what = format!("{} refused in the last {LATELY} minutes for too many unknown tokens", were(unknown));
             let then = "Somebody tries tokens, or a fleet has an old one: the log lines have the address.";
             self.add(Attention, what, then, None, Some("Metrics"));
+        }
+    }
+
+    fn of_files(&mut self, view: &View) {
+        if let Some(left) = view.certificate_end.map(|end| end.duration_since(view.now).as_secs()) {
+            let then = "Put the next one into `TOLLGATE_TLS_CERT` and `TOLLGATE_TLS_KEY`; it is taken up as it is.";
+            let read = Some("Between machines");
+            if left <= 0 {
+                let what = "The certificate that Envoy is shown has ended: no Envoy can connect any more".to_owned();
+                self.add(Failing, what, then, None, read);
+            } else if left < RENEWAL * 86_400 {
+                let what = format!("The certificate that Envoy is shown ends in {}", text::seconds(left));
+                self.add(Attention, what, then, None, read);
+            }
+        }
+        let unusable = view.hour.sum(MINUTES).unusable_secrets;
+        if unusable > 0 {
+            let what = format!("A changed secret file could not be used, {} in the last hour", times(unusable));
+            let then =
+                "The secret from before is in use, unless a later change was a good one: the log names the variable.";
+            self.add(Attention, what, then, None, Some("Changing a secret"));
         }
     }
 
@@ -170,6 +199,16 @@ impl Found {
                 self.add(Attention, what, then, command, Some("Looking after the ledger"));
             }
             (false, None) => {}
+        }
+    }
+
+    /// With FlowMesh well: else that is why they wait.
+    fn of_waiting_tasks(&mut self, view: &View, backlog: &Backlog) {
+        let overdue = age(backlog.oldest_due_task, view.now);
+        if overdue > LONG_OVERDUE && !view.asking_paused && failing(&view.flowmesh).is_none() {
+            let what = format!("What tasks cost is not asked, the oldest has been due for {}", text::seconds(overdue));
+            let then = "FlowMesh answers, so it is Tollgate that does not come to it; the log may have the cause.";
+            self.add(Attention, what, then, None, Some("Metrics"));
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::admin::Admin;
 use crate::admin::gauges::age;
@@ -36,6 +37,8 @@ pub struct Console {
     pub secret: Option<Secret>,
     /// Of the configuration.
     pub warnings: Vec<String>,
+    /// When the certificate that Envoy is shown ends, in seconds since 1970; 0 without mTLS.
+    pub certificate_end: Gauge,
 }
 
 /// The ledger, as far as it can be read.
@@ -73,6 +76,8 @@ pub struct View {
     pub last_check: Option<Timestamp>,
     pub shelf: Shelf,
     pub warnings: Vec<String>,
+    /// Absent without mTLS.
+    pub certificate_end: Option<Timestamp>,
 }
 
 impl View {
@@ -95,6 +100,9 @@ impl View {
             last_check: console.last_check.at(),
             shelf,
             warnings: console.warnings.clone(),
+            certificate_end: Some(console.certificate_end.get())
+                .filter(|end| *end != 0)
+                .and_then(|end| Timestamp::from_second(end).ok()),
         }
     }
 

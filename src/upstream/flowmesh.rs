@@ -1,7 +1,7 @@
 //! FlowMesh, read-only: tasks, workflows and workers, as settling, sweeping and the worker directory need them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -201,7 +201,9 @@ impl FlowMesh {
 
     /// A list without the items that are not as agreed: one odd item must not hide all the others.
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CallError> {
-        let items: Vec<Box<RawValue>> = self.get(&self.http, path, LIST_LIMIT).await?.ok_or(NOT_FOUND)?;
+        let items = self.get(&self.http, path, LIST_LIMIT).await.and_then(|items| items.ok_or(NOT_FOUND));
+        // Every FlowMesh has these lists: who answers otherwise is none, or nobody who can be worked with.
+        let items: Vec<Box<RawValue>> = items.inspect_err(|error| self.http.health.failed(error, Instant::now()))?;
         let count = items.len();
         let read: Vec<T> = items.iter().filter_map(|item| serde_json::from_str(item.get()).ok()).collect();
         if read.len() < count {
@@ -230,10 +232,11 @@ impl FlowMesh {
                     #[serde(rename = "detail")]
                     _detail: String,
                 }
-                match parse_object::<Unknown>(&read_bounded(response, LOOKUP_LIMIT).await?) {
-                    Ok(_) => Ok(None),
-                    Err(_) => Err(NOT_FOUND),
+                if parse_object::<Unknown>(&read_bounded(response, LOOKUP_LIMIT).await?).is_ok() {
+                    return Ok(None);
                 }
+                self.http.health.failed(&NOT_FOUND, Instant::now());
+                Err(NOT_FOUND)
             }
             _ => Err(CallError::of_status(&response)),
         }
@@ -295,6 +298,34 @@ mod tests {
         let task = client_of(&server).task("tsk-1").await.expect("answered").expect("known");
         assert_eq!(task.assigned_worker.as_deref(), Some("wrk-9"));
         assert_eq!(task.usages.first().and_then(|usage| usage.total_cost.as_deref()), Some("0.030208333333333334"));
+    }
+
+    #[tokio::test]
+    async fn who_answers_and_is_no_flowmesh_is_no_healthy_one() {
+        let server = MockServer::start().await;
+        let task = json!({"task_id": "tsk-1", "status": "DONE"});
+        for (at, answer) in [
+            ("/api/v1/tasks/tsk-1", ResponseTemplate::new(200).set_body_json(task)),
+            ("/api/v1/tasks/tsk-2", ResponseTemplate::new(404).set_body_json(json!({"detail": "no such task"}))),
+            ("/api/v1/workers", ResponseTemplate::new(200).set_body_string("<html>welcome</html>")),
+            ("/api/v1/workflows", ResponseTemplate::new(404).set_body_json(json!({"detail": "Not Found"}))),
+        ] {
+            Mock::given(path(at)).respond_with(answer).mount(&server).await;
+        }
+        let flowmesh = client_of(&server);
+        let is_failing = || flowmesh.health().account(Instant::now()).is_failing;
+        let answers = async || {
+            assert!(flowmesh.task("tsk-1").await.is_ok_and(|task| task.is_some()));
+            assert!(flowmesh.task("tsk-2").await.is_ok_and(|task| task.is_none()));
+            assert!(!is_failing(), "one that knows no such task is well");
+        };
+        answers().await;
+        assert!(flowmesh.workers().await.is_err() && is_failing());
+        answers().await;
+        assert!(flowmesh.workflows().await.is_err() && is_failing());
+        answers().await;
+        // Nothing is mounted there: it is not FlowMesh that says so.
+        assert!(flowmesh.task("tsk-3").await.is_err() && is_failing());
     }
 
     #[tokio::test]

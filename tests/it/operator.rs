@@ -1,5 +1,6 @@
 //! `tollgate ledger …` beside a running `serve`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::str::FromStr;
@@ -264,5 +265,22 @@ async fn commands_killed_half_way_beside_a_busy_serve_harm_nothing() {
     })
     .await
     .expect("posted");
+    edge.finish().await;
+}
+
+/// By SQLite's rules the last one to close the ledger takes its WAL away, and who else has it open is told by locks that a process
+/// loses when it closes the file anywhere. Without them `sqlite3 ledger.db .backup` ends what a kill would not have ended.
+#[tokio::test]
+async fn serve_keeps_its_locks_on_the_ledger_so_that_a_backup_takes_no_wal_away() {
+    let edge = Edge::start().await;
+    let (_, tasks) = edge.submit(ALICE.token, 1).await;
+    edge.post_result(ACME.token, &tasks[0]).await;
+    edge.entries(1).await;
+    let page = edge.http.get(edge.stack.tollgate.admin_url()).send().await.expect("the console, which reads it, too");
+    assert!(page.status().is_success());
+    let inode = std::fs::metadata(edge.dir.path().join("ledger.db")).expect("there").ino();
+    let locks = std::fs::read_to_string("/proc/locks").expect("Linux tells");
+    let held = locks.lines().any(|line| line.contains(" POSIX ") && line.contains(&format!(":{inode} ")));
+    assert!(held, "{inode} is in none of\n{locks}");
     edge.finish().await;
 }

@@ -100,8 +100,6 @@ impl SqliteBooks {
             Ok(file) if !file.is_file() => return Err(fail("it is no file".to_owned())),
             Ok(_) => {}
         }
-        // A file that cannot even be read is said so by the system, in clearer words than by SQLite.
-        std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
         let options = SqliteConnectOptions::from_str("sqlite:")
             .map_err(|error| fail(error.to_string()))?
             .filename(path)
@@ -110,7 +108,12 @@ impl SqliteBooks {
             .foreign_keys(true)
             .busy_timeout(patience);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
-        let pool = pool.map_err(|error| fail(why(&error)))?;
+        // A file that cannot even be read is said so by the system, in clearer words than by SQLite. It is asked only then:
+        // to close a file ends every lock that this process has on it, by POSIX, and so SQLite's own when `serve` has the
+        // ledger open. Whoever is then last to close it, such as a backup, would take the WAL away from under `serve`.
+        let pool = pool.map_err(|error| {
+            fail(std::fs::File::open(path).map_or_else(|unreadable| unreadable.to_string(), |_| why(&error)))
+        })?;
         let missing = missing_step(&pool).await.map_err(fail)?;
         Ok((Self { pool }, missing))
     }

@@ -13,11 +13,11 @@ help:  ## This list
 
 run: release  ## Everything on this machine until Ctrl-C; EDGE_PORT=…, see README.md, moves ports
 	@scripts/fetch-envoy > /dev/null
-	@exec $(RELEASE)/tollgate-local run
+	@exec "$(RELEASE)/tollgate-local" run
 
 demo: release  ## The whole scenario by itself, on free ports
 	@scripts/fetch-envoy > /dev/null
-	@exec $(RELEASE)/tollgate-local demo
+	@exec "$(RELEASE)/tollgate-local" demo
 
 test: envoy  ## Every test, through real Envoys
 	@scripts/install-test-tools
@@ -41,7 +41,7 @@ dist:  ## dist/tollgate-<version>-<target>.tar.gz: the binary without symbols, m
 
 chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, JOBS=1 rounds at once; then the books must agree
 	@scripts/fetch-envoy > /dev/null
-	@exec $(RELEASE)/tollgate-local chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
+	@exec "$(RELEASE)/tollgate-local" chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
 
 check: fmt clippy test doc shell  ## What CI runs: format, clippy, tests, docs, the scripts
 

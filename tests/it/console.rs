@@ -231,7 +231,7 @@ async fn a_failing_console_names_everything_that_is_wrong_and_what_to_do() {
             "The cost of 1 task cannot be read.",
             "LUMID_STALE_IF_ERROR_SECS: while lum.id is out of reach",
             "posting is paused",
-            "README, “A workflow that nobody owns”.",
+            "docs/OPERATING.md, “WorkflowsHeld”.",
             "tollgate ledger retry --rejected",
             "(e-mail)",
             r"\u{202e}moor",

@@ -125,7 +125,7 @@ fn advice(finding: &Finding) -> Markup {
                     @if n % 2 == 1 { code { (part) } } @else { (part) }
                 }
                 @if let Some(command) = command { " " code { (command) } }
-                @if let Some(read) = read { " " span class="read" { "README, “" (read) "”." } }
+                @if let Some(read) = read { " " span class="read" { "docs/OPERATING.md, “" (read) "”." } }
             }
         }
     }

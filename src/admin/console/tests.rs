@@ -15,7 +15,7 @@ use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels
 use crate::upstream::health::{Account, Heard};
 
 /// Where findings send their readers.
-const README: &str = include_str!("../../../README.md");
+const MANUAL: &str = include_str!("../../../docs/OPERATING.md");
 
 /// So many minutes and seconds after a quarter past two.
 fn at(minute: i64, second: i64) -> Timestamp {
@@ -87,9 +87,9 @@ fn is_last(minute: u64) -> bool {
     minute + 1 == MINUTES as u64
 }
 
-/// Whether a section or a paragraph there is called so.
-fn is_in_the_readme(name: &str) -> bool {
-    README.contains(&format!("### {name}\n")) || README.contains(&format!("\n**{name}"))
+/// Whether a section there is called so.
+fn is_in_the_manual(name: &str) -> bool {
+    MANUAL.contains(&format!("### {name}\n"))
 }
 
 /// That this is the one thing that is told, with this to do about it.
@@ -102,7 +102,7 @@ fn assert_told(view: &View, gravity: Gravity, what: &str, then: &str) {
     assert!(said.contains(what) && advised.contains(then), "{said} / {advised}");
     let page = page(view, true).into_string();
     assert_eq!(page.contains("All is well."), gravity == Gravity::Note, "{said}");
-    assert!(found[0].read.is_none_or(is_in_the_readme), "README has nothing that is called {:?}", found[0].read);
+    assert!(found[0].read.is_none_or(is_in_the_manual), "the manual has no {:?}", found[0].read);
 }
 
 #[test]

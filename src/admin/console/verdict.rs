@@ -42,7 +42,7 @@ pub struct Finding {
     pub then: String,
     /// A command that shows more.
     pub command: Option<&'static str>,
-    /// Where that is described.
+    /// The section of docs/OPERATING.md that says more.
     pub read: Option<&'static str>,
 }
 
@@ -86,12 +86,12 @@ impl Found {
         if let Shelf::Unreadable(why) = &view.shelf {
             let then = "Submissions go through, and their rows follow when it takes them again. Look at the disk, its \
                         space, and the permissions of the file.";
-            self.add(Failing, format!("The ledger cannot be read: {why}"), then, None, Some("Metrics"));
+            self.add(Failing, format!("The ledger cannot be read: {why}"), then, None, Some("LedgerFails"));
         }
         let lately = view.hour.sum(LATELY);
         if lately.ledger_errors > 0 {
             let what = format!("The ledger failed {} in the last {LATELY} minutes", times(lately.ledger_errors));
-            self.add(Attention, what, "The log has the cause: disk, permissions.", None, Some("Metrics"));
+            self.add(Attention, what, "The log has the cause: disk, permissions.", None, Some("LedgerErrors"));
         }
         if lately.unjudged > 0 {
             let what = format!(
@@ -99,7 +99,7 @@ impl Found {
                 text::count(lately.unjudged, "submission")
             );
             let then = "Runmesh did not answer in time or as agreed when it was asked; the log has the cause.";
-            self.add(Attention, what, then, None, Some("Metrics"));
+            self.add(Attention, what, then, None, Some("GuardBlind"));
         }
         // Not of this minute: Envoy opens a stream when it has something to send.
         let submitted = lately.submissions - view.hour.sum(1).submissions;
@@ -107,26 +107,25 @@ impl Found {
             let what = "Workflows are submitted, and no Envoy sends its access log".to_owned();
             let then = "Charges are found by asking FlowMesh, minutes later. Does the edge run with the access log of \
                         `tollgate envoy-config`?";
-            self.add(Attention, what, then, None, Some("Metrics"));
+            self.add(Attention, what, then, None, Some("LogStreamsAbsent"));
         }
         let unknown = lately.reason("too_many_unknown");
         if unknown > 0 {
             let what = format!("{} refused in the last {LATELY} minutes for too many unknown tokens", were(unknown));
             let then = "Somebody tries tokens, or a fleet has an old one: the log lines have the address.";
-            self.add(Attention, what, then, None, Some("Metrics"));
+            self.add(Attention, what, then, None, Some("TokensTried"));
         }
     }
 
     fn of_files(&mut self, view: &View) {
         if let Some(left) = view.certificate_end.map(|end| end.duration_since(view.now).as_secs()) {
             let then = "Put the next one into `TOLLGATE_TLS_CERT` and `TOLLGATE_TLS_KEY`; it is taken up as it is.";
-            let read = Some("Between machines");
             if left <= 0 {
                 let what = "The certificate that Envoy is shown has ended: no Envoy can connect any more".to_owned();
-                self.add(Failing, what, then, None, read);
+                self.add(Failing, what, then, None, Some("CertificateEndsNow"));
             } else if left < RENEWAL * 86_400 {
                 let what = format!("The certificate that Envoy is shown ends in {}", text::seconds(left));
-                self.add(Attention, what, then, None, read);
+                self.add(Attention, what, then, None, Some("CertificateEndsSoon"));
             }
         }
         let unusable = view.hour.sum(MINUTES).unusable_secrets;
@@ -134,7 +133,7 @@ impl Found {
             let what = format!("A changed secret file could not be used, {} in the last hour", times(unusable));
             let then =
                 "The secret from before is in use, unless a later change was a good one: the log names the variable.";
-            self.add(Attention, what, then, None, Some("Changing a secret"));
+            self.add(Attention, what, then, None, Some("SecretReloadFailed"));
         }
     }
 
@@ -142,14 +141,14 @@ impl Found {
         if let Some(error) = failing(&view.lum_id) {
             let then = "Requests whose token is not remembered are refused with 503; known tokens serve out their \
                         minute. Can `LUM_ID_BASE_URL` be reached from here?";
-            self.add(Failing, format!("lum.id does not answer: {error}"), then, None, Some("What users see"));
+            self.add(Failing, format!("lum.id does not answer: {error}"), then, None, Some("IdentityUnavailable"));
         } else {
             // It may answer every other question.
             let unavailable = view.hour.sum(LATELY).reason("identity_unavailable");
             if unavailable > 0 {
                 let what = format!("{} refused in the last {LATELY} minutes over lum.id", were(unavailable));
                 let then = "It answers now, and did not answer all of them in time; its last failure is below.";
-                self.add(Attention, what, then, None, Some("What users see"));
+                self.add(Attention, what, then, None, Some("IdentityUnavailable"));
             }
         }
         if let Some(runmesh) = &view.runmesh {
@@ -164,7 +163,7 @@ impl Found {
                 "What tasks cost is asked again when it answers; none is forgotten. Can `FLOWMESH_BASE_URL` be reached \
                  from here?"
             };
-            self.add(Failing, what, then, None, Some("Metrics"));
+            self.add(Failing, what, then, None, Some("AskingPaused"));
         }
     }
 
@@ -183,20 +182,20 @@ impl Found {
             (_, Some(error)) if error.contains("status 401") || error.contains("status 403") => {
                 let what = format!("Runmesh does not accept the secret: {error}");
                 let then = format!("Put the right one where `FLOWMESH_BRIDGE_SECRET` comes from. {then}");
-                self.add(Failing, what, &then, None, Some("Changing a secret"));
+                self.add(Failing, what, &then, None, Some("BridgeSecretRefused"));
             }
             (true, error) => {
                 let error = error.unwrap_or_else(|| FAILED_SOMETIMES.to_owned());
-                self.add(Failing, format!("Nothing is posted to Runmesh: {error}"), &then, None, Some("Metrics"));
+                self.add(Failing, format!("Nothing is posted to Runmesh: {error}"), &then, None, Some("PostingPaused"));
             }
             (false, Some(error)) => {
-                self.add(Attention, format!("Runmesh fails: {error}"), &then, None, Some("Metrics"));
+                self.add(Attention, format!("Runmesh fails: {error}"), &then, None, Some("PostingPaused"));
             }
             (false, None) if view.backlog_age() > LONG_WAIT => {
                 let what = format!("Charges wait for long to be posted, the oldest for {age}");
                 let then = "The list says what became of the last try of each.";
                 let command = Some("tollgate ledger list --state pending");
-                self.add(Attention, what, then, command, Some("Looking after the ledger"));
+                self.add(Attention, what, then, command, Some("ChargesWait"));
             }
             (false, None) => {}
         }
@@ -208,17 +207,16 @@ impl Found {
         if overdue > LONG_OVERDUE && !view.asking_paused && failing(&view.flowmesh).is_none() {
             let what = format!("What tasks cost is not asked, the oldest has been due for {}", text::seconds(overdue));
             let then = "FlowMesh answers, so it is Tollgate that does not come to it; the log may have the cause.";
-            self.add(Attention, what, then, None, Some("Metrics"));
+            self.add(Attention, what, then, None, Some("TasksWait"));
         }
     }
 
     fn of_ledger(&mut self, backlog: &Backlog) {
         let &Backlog { held_workflows, held_tasks, gone_tasks, held_charges, rejected_charges, .. } = backlog;
-        let read = Some("Looking after the ledger");
         if rejected_charges > 0 {
             let what = format!("Runmesh refused {} for good", text::count(rejected_charges, "charge"));
             let then = "The answers are below. When the cause is gone, `tollgate ledger retry --rejected` tries again.";
-            self.add(Attention, what, then, None, read);
+            self.add(Attention, what, then, None, Some("ChargesRejected"));
         }
         if held_workflows > 0 {
             let verb = if held_workflows == 1 { "has" } else { "have" };
@@ -226,20 +224,21 @@ impl Found {
             let then = "The charges are held until you name the owner, with `tollgate ledger attribute`. Who may have \
                         submitted:";
             let command = Some("tollgate ledger list --held");
-            self.add(Attention, what, then, command, Some("A workflow that nobody owns"));
+            self.add(Attention, what, then, command, Some("WorkflowsHeld"));
         } else if held_charges > 0 {
             let verb = if held_charges == 1 { "is" } else { "are" };
             let what = format!("{} {verb} held", text::count(held_charges, "charge"));
             let then = "Each goes out by itself when its owner is found, and is seen with an e-mail address.";
-            self.add(Attention, what, then, None, read);
+            self.add(Attention, what, then, None, Some("ChargesHeld"));
         }
         if held_tasks > 0 {
             let what = format!("The cost of {} cannot be read", text::count(held_tasks, "task"));
-            self.add(Attention, what, "FlowMesh is asked again within the hour; the reasons are below.", None, read);
+            let then = "FlowMesh is asked again within the hour; the reasons are below.";
+            self.add(Attention, what, then, None, Some("TasksHeld"));
         }
         if gone_tasks > 0 {
             let what = format!("FlowMesh forgot {} before it said what they cost", text::count(gone_tasks, "task"));
-            self.add(Note, what, "They are not billed.", None, Some("Metrics"));
+            self.add(Note, what, "They are not billed.", None, Some("TasksGone"));
         }
     }
 }

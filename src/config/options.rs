@@ -54,7 +54,7 @@ pub struct Options {
     /// `on`: gRPC server reflection, for `grpcurl` and its like [default: off]
     #[arg(long, global = true, env = "TOLLGATE_GRPC_REFLECTION", value_name = "on|off")]
     pub grpc_reflection: Option<String>,
-    /// Health and metrics [default: 127.0.0.1:9090]
+    /// Console, health and metrics [default: 127.0.0.1:9090]
     #[arg(long, global = true, env = "TOLLGATE_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,
     /// Names, separated by commas, by which that address is asked for its console, such as a reverse proxy's
@@ -75,7 +75,7 @@ pub struct Options {
     /// Seconds a workflow's own log entry is waited for before it is matched with open submissions [default: 30]
     #[arg(long, global = true, env = "TOLLGATE_RECONCILE_GRACE_SECS", value_name = "SECS")]
     pub reconcile_grace_secs: Option<String>,
-    /// Log filter, such as `info` or `info,tollgate::authz=debug` [default: info]
+    /// Log filter, such as `info,tollgate::authz=debug`; or a file has it [default: info]
     #[arg(long, global = true, env = "TOLLGATE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// File that holds the log filter, which then can be changed while Tollgate runs

@@ -244,3 +244,83 @@ fn expand(pattern: &str) -> Vec<String> {
     let inside = parts.iter().flat_map(|part| expand(part));
     inside.flat_map(|inside| after.iter().map(move |after| format!("{before}{inside}{after}"))).collect()
 }
+
+/// (flag, variable) of every setting, as `--help` has them.
+fn settings() -> Vec<(String, String)> {
+    let help = std::process::Command::new(binary()).arg("--help").env_clear().output().expect("tollgate runs").stdout;
+    let help = String::from_utf8(help).expect("text");
+    let mut flag = String::new();
+    let mut found = Vec::new();
+    for line in help.lines() {
+        if let Some(rest) = line.trim_start().strip_prefix("--") {
+            rest.split(' ').next().unwrap_or_default().clone_into(&mut flag);
+        }
+        if let Some((_, rest)) = line.split_once("[env: ") {
+            found.push((flag.clone(), rest.split(['=', ']']).next().unwrap_or_default().to_owned()));
+        }
+    }
+    assert!(found.len() > 20, "{help}");
+    found
+}
+
+#[test]
+fn every_setting_is_in_the_readme_under_the_flag_that_its_rule_gives_and_can_be_made_of_a_composed_stack() {
+    // What the composition decides: one machine, a socket, a volume.
+    let composed = ["TOLLGATE_GRPC_LISTEN", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_ADMIN_LISTEN", "TOLLGATE_LEDGER"];
+    let readme = read("README.md");
+    let rows: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("| `")).collect();
+    let compose = read("docker-compose.yml") + &read("docker-compose.production.yml");
+    let example = read(".env.example");
+    for (flag, variable) in settings() {
+        let base = variable.strip_suffix("_FILE").unwrap_or(&variable);
+        let is_file = variable != base;
+        let row =
+            rows.iter().find(|row| row.split(" |").next().is_some_and(|names| names.contains(&format!("{base}`"))));
+        assert!(row.is_some_and(|row| !is_file || row.contains("(`_FILE`)")), "README.md has no {variable}");
+        let rule = variable.strip_prefix("TOLLGATE_").unwrap_or(&variable).to_lowercase().replace('_', "-");
+        assert!(flag == rule || readme.contains(&format!("only `{variable}` is `--{flag}`")), "{variable}: --{flag}");
+        if composed.contains(&variable.as_str()) || variable.starts_with("TOLLGATE_TLS_") {
+            continue;
+        }
+        assert!(compose.contains(&format!(" {variable}: ")), "no compose file passes {variable}");
+        // The secret's file has one place, in the folder that is mounted; FlowMesh's address is Envoy's, too.
+        if !["FLOWMESH_BRIDGE_SECRET_FILE", "FLOWMESH_BASE_URL"].contains(&variable.as_str()) {
+            assert!(example.contains(&format!("\n#{variable}=")), ".env.example has no {variable}");
+        }
+    }
+}
+
+/// `#like-this`, as GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().replace(|c: char| !c.is_alphanumeric() && !" -_".contains(c), "");
+    kept.trim().replace(' ', "-")
+}
+
+#[test]
+fn every_link_from_a_page_of_the_repository_to_another_leads_somewhere() {
+    let pages = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "docs/LEDGER.md",
+        "docs/LOGGING.md",
+        "docs/METRICS.md",
+        "docs/OPERATING.md",
+        "envoy/README.md",
+        "examples/local/README.md",
+    ];
+    for page in pages {
+        let text = read(page);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (path, section) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { root().join(page) } else { root().join(page).with_file_name(path) };
+            assert!(path.exists(), "{page}: {target}");
+            if !section.is_empty() {
+                let text = std::fs::read_to_string(&path).expect("a page");
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                assert!(headings.any(|line| anchor(line.trim_start_matches('#')) == section), "{page}: {target}");
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ pub fn print(printer: Printer, stack: &Stack) {
     printer.plain("");
     for (label, url, about) in [
         ("edge", edge.to_owned(), "Envoy; send your requests here"),
-        ("metrics", format!("{}/metrics", stack.tollgate.admin_url()), "Tollgate; also /healthz and /readyz"),
+        ("console", format!("{}/", stack.tollgate.admin_url()), "Tollgate, for people; also /metrics and /readyz"),
         ("billing", received.clone(), "the entries that Runmesh has received"),
         ("envoy", stack.envoy.admin_url().to_owned(), "Envoy's own pages"),
     ] {

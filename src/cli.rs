@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{Config, Options, Origins};
@@ -139,6 +140,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     let traces = config.otlp_endpoint.as_ref().map(telemetry::init_traces).transpose();
     let traces = traces.context("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+    // From here on a SIGHUP ends nothing, also while the ledger is still being opened, which a migration may make long. What it
+    // asks for is being read just now.
+    let _hang_up = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let app = App::build(config).await?;
     tracing::info!(
         grpc = app.grpc_address(),

@@ -1,9 +1,11 @@
 //! The process itself: start, errors at start, stop, and its subcommands.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tollgate_local::stack::{ACME, ALICE, Envoy, Tollgate, wait_for};
@@ -153,6 +155,39 @@ async fn a_ledger_in_use_by_another_process_is_an_error() {
     .to_string();
     assert!(error.contains("TOLLGATE_LEDGER") && error.contains("another tollgate process"), "{error}");
     edge.finish().await;
+}
+
+#[tokio::test]
+async fn a_hang_up_while_the_ledger_is_still_being_opened_ends_nothing() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (ledger, grpc) = (dir.path().join("ledger.db"), dir.path().join("grpc.sock"));
+    let mut other =
+        SqliteConnectOptions::new().filename(&ledger).create_if_missing(true).connect().await.expect("made");
+    sqlx::query("BEGIN EXCLUSIVE").execute(&mut other).await.expect("locked");
+    let mut tollgate = tokio::process::Command::new(binary())
+        .env_clear()
+        .envs([("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0"), ("RUNMESH_BILLING_BASE_URL", "http://127.0.0.1:9")])
+        .envs([("FLOWMESH_BRIDGE_SECRET", "a-secret"), ("FLOWMESH_BASE_URL", "http://127.0.0.1:9")])
+        .env("TOLLGATE_LEDGER", format!("sqlite:{}", ledger.display()))
+        .env("TOLLGATE_GRPC_LISTEN", socket(dir.path()))
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("started");
+    let pid = tollgate.id().expect("it runs").to_string();
+    wait_for("SIGHUP to be caught", SOON, async || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+        // SIGHUP is the first of all signals.
+        (u64::from_str_radix(caught.trim(), 16).ok()? & 1 == 1).then_some(())
+    })
+    .await
+    .expect("caught");
+    let sent = Command::new("kill").args(["-HUP", pid.as_str()]).status().expect("sent");
+    assert!(sent.success() && !grpc.exists(), "sent before anything is served");
+    sqlx::query("ROLLBACK").execute(&mut other).await.expect("unlocked");
+    wait_for("Tollgate to serve", SOON, async || UnixStream::connect(&grpc).await.ok()).await.expect("it serves");
+    assert!(tollgate.try_wait().expect("asked").is_none(), "it runs");
 }
 
 #[tokio::test]

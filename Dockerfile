@@ -14,8 +14,10 @@ WORKDIR /build
 ENV CARGO_INCREMENTAL=0
 COPY Cargo.toml Cargo.lock ./
 COPY examples/local/Cargo.toml examples/local/
-RUN mkdir -p src examples/local/src \
- && echo 'fn main() {}' | tee src/main.rs > examples/local/src/main.rs \
+# Never built here, but a member of the workspace.
+COPY benches/Cargo.toml benches/
+RUN mkdir -p src examples/local/src benches/src \
+ && echo 'fn main() {}' | tee src/main.rs benches/src/main.rs > examples/local/src/main.rs \
  && touch src/lib.rs examples/local/src/lib.rs \
  && cargo build --release --locked --bins -p tollgate -p tollgate-local \
     # What was built of these must not be taken for the real thing, which may have older files.

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -18,12 +16,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
-use tonic::transport::server::Router;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use crate::access_log::event::Event;
+use crate::access_log::server::LogServer;
 use crate::access_log::{AccessLog, Intake};
 use crate::admin::console::Console;
 use crate::admin::history::History;
@@ -31,6 +30,7 @@ use crate::admin::{self, Admin, Gauges};
 use crate::authz::Authz;
 use crate::authz::last::LastCheck;
 use crate::authz::response::Stamp;
+use crate::authz::server::CheckServer;
 use crate::circuit::Circuit;
 use crate::config::{BaseUrl, Config};
 use crate::drive::{Driver, News};
@@ -41,7 +41,7 @@ use crate::ledger::books::Books;
 use crate::ledger::sqlite::{SqliteBooks, SqliteLedger};
 use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
-use crate::listen::{self, Bound, Layers};
+use crate::listen::{Bound, Services};
 use crate::poster::Poster;
 use crate::reflection;
 use crate::retention::Pruner;
@@ -213,7 +213,7 @@ impl App {
             awaited,
             unrecorded,
             submission_timeout: limits.submission_timeout,
-            stamp: Stamp { org_id: config.org_id.clone(), forward_authorization: config.forward_authorization },
+            stamp: Stamp::new(config.org_id.clone(), config.forward_authorization),
             requests: requests.clone(),
             last_check,
             metrics: metrics.clone(),
@@ -380,15 +380,13 @@ fn grpc_services(
     health: HealthServer<impl Health>,
     authz: Authz,
     access_log: AccessLog,
-) -> anyhow::Result<Router<Layers>> {
-    let reflected = config.grpc_reflection;
-    let message_bytes = config.limits.log_message_bytes;
-    Ok(listen::server()
-        .add_service(health)
-        .add_service(AuthorizationServer::new(authz))
-        .add_service(AccessLogServiceServer::new(access_log).max_decoding_message_size(message_bytes))
-        .add_optional_service(reflected.then(reflection::v1).transpose()?)
-        .add_optional_service(reflected.then(reflection::v1alpha).transpose()?))
+) -> anyhow::Result<Services> {
+    let mut others = Routes::builder();
+    others.add_service(health).add_service(LogServer::new(access_log, config.limits.log_message_bytes));
+    if config.grpc_reflection {
+        others.add_service(reflection::v1()?).add_service(reflection::v1alpha()?);
+    }
+    Ok(Services::new(CheckServer::new(authz), others.routes()))
 }
 
 /// How long connections without a request under way may take to notice that they are to close: an idle peer must not make
@@ -400,9 +398,9 @@ async fn linger() {
 /// Sets the status of the whole (the empty name) and of both services.
 async fn announce(health: &HealthReporter, status: ServingStatus, authz_too: bool) {
     health.set_service_status("", status).await;
-    health.set_service_status(AccessLogServiceServer::<AccessLog>::NAME, status).await;
+    health.set_service_status(LogServer::NAME, status).await;
     if authz_too {
-        health.set_service_status(AuthorizationServer::<Authz>::NAME, status).await;
+        health.set_service_status(CheckServer::NAME, status).await;
     }
 }
 

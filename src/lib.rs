@@ -22,6 +22,7 @@ pub mod tls;
 
 pub mod principal;
 pub mod route;
+pub mod wire;
 
 pub mod authz;
 pub mod flight;

@@ -1,5 +1,6 @@
 //! The gRPC listener: TCP, TCP with mTLS, or a Unix socket.
 
+mod services;
 mod whole;
 
 use std::fs::Permissions;
@@ -16,21 +17,18 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::TcpIncoming;
 use tower::layer::util::{Identity, Stack};
 
 use crate::config::{Limits, Listen};
 use crate::lifecycle::{Lifecycle, Stopping};
 use crate::tls::{Certificates, Handshakes, TlsMetrics};
 
+pub use services::Services;
 use whole::{Whole, WholeAnswers};
 
-/// The layers of [`server`].
-pub type Layers = Stack<WholeAnswers, Identity>;
-
 /// A server for [`Connections`].
-#[must_use]
-pub fn server() -> Server<Layers> {
+fn server() -> Server<Stack<WholeAnswers, Identity>> {
     Server::builder()
         // Envoy resets a Check whose client has left. That is no attack, however many leave at once, and ending the connection
         // would fail the Checks of all the others.
@@ -134,15 +132,17 @@ impl Connections {
     ///
     /// # Errors
     /// When serving fails.
-    pub async fn serve(self, server: Router<Layers>, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
-        let stop = stop.cancelled();
+    pub async fn serve(self, services: Services, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+        let (server, stop) = (server(), stop.cancelled());
         match self {
-            Self::Tcp(incoming) => server.serve_with_incoming_shutdown(incoming.then(accepted), stop).await,
+            Self::Tcp(incoming) => server.serve_with_incoming_shutdown(services, incoming.then(accepted), stop).await,
             Self::Tls(incoming) => {
                 let incoming = incoming.map(|io| Ok::<_, std::io::Error>(Whole::new(io)));
-                server.serve_with_incoming_shutdown(incoming, stop).await
+                server.serve_with_incoming_shutdown(services, incoming, stop).await
             }
-            Self::Unix(incoming, _file) => server.serve_with_incoming_shutdown(incoming.then(accepted), stop).await,
+            Self::Unix(incoming, _file) => {
+                server.serve_with_incoming_shutdown(services, incoming.then(accepted), stop).await
+            }
         }
     }
 }

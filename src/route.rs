@@ -104,8 +104,9 @@ pub fn split_query(target: &str) -> (&str, Option<&str>) {
 /// [`NotNormal`] when the path could mean something else to FlowMesh than it does here.
 pub fn classify<'a>(method: &str, target: &'a str) -> Result<Route<'a>, NotNormal> {
     let (path, _) = split_query(target);
-    let segments = segments(path)?;
-    Ok(match (method, segments.as_slice()) {
+    let mut first = [""; LONGEST];
+    let segments = segments(path, &mut first)?;
+    Ok(match (method, segments) {
         ("GET", ["healthz"]) => Route::Healthz,
         (method, ["api", "v1", rest @ ..]) => classify_api(method, rest)?,
         _ => Route::Other,
@@ -146,22 +147,34 @@ fn classify_api<'a>(method: &str, rest: &[&'a str]) -> Result<Route<'a>, NotNorm
     })
 }
 
-/// The segments of a path in normal form; a trailing slash leaves an empty last one.
-fn segments(path: &str) -> Result<Vec<&str>, NotNormal> {
+/// More segments than any route tells apart: of a longer path only so many are looked at, which no route with a last segment
+/// can be taken for.
+const LONGEST: usize = 8;
+
+/// The first segments of a path in normal form, which all of them are; a trailing slash leaves an empty last one.
+fn segments<'a, 'b>(path: &'a str, first: &'b mut [&'a str; LONGEST]) -> Result<&'b [&'a str], NotNormal> {
     let rest = path.strip_prefix('/').ok_or(NotNormal::Path)?;
-    let segments: Vec<&str> = rest.split('/').collect();
-    let last = segments.len() - 1;
-    for (position, segment) in segments.iter().enumerate() {
-        if (segment.is_empty() && position != last) || !is_normal(segment) || climbs(segment) {
+    let mut found = 0;
+    let mut rest = rest.split('/').peekable();
+    while let Some(segment) = rest.next() {
+        if (segment.is_empty() && rest.peek().is_some()) || !is_normal(segment) || climbs(segment) {
             return Err(NotNormal::Path);
         }
+        if let Some(place) = first.get_mut(found) {
+            *place = segment;
+            found += 1;
+        }
     }
-    Ok(segments)
+    Ok(&first[..found])
 }
 
 /// Whether some server takes the segment for `.` or `..`: those that cut parameters off (`..;a=b`), or blanks, do. Also
 /// whether it decodes to no text, as overlong forms of dots and slashes (`%c0%ae`) do.
 fn climbs(segment: &str) -> bool {
+    // Nearly every segment is one of those that mean only themselves.
+    if segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+        return false;
+    }
     let Ok(decoded) = percent_decode_str(segment).decode_utf8() else { return true };
     let name = decoded.split(';').next().unwrap_or_default().trim();
     matches!(name, "." | "..")
@@ -301,6 +314,20 @@ mod tests {
             "",
         ] {
             assert_eq!(classify("POST", path), Err(NotNormal::Path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_any_length_is_looked_at_to_its_end_and_taken_for_no_shorter_one() {
+        for (path, expected) in [
+            ("/api/v1/traces/tasks/tsk-1/spans/7/8/9/10", Ok(Route::OfTask { task_id: "tsk-1" })),
+            ("/api/v1/results/tsk-1/files/a/b/c/d/e/f", Ok(Route::Artifact { task_id: "tsk-1" })),
+            ("/api/v1/serve/tasks/tsk-1/a/b/c/d/e/f/", Ok(Route::Serve)),
+            ("/api/v1/serve/tasks/tsk-1/a/b/c/d/e/../f", Err(NotNormal::Path)),
+            ("/api/v1/serve/tasks/tsk-1/a/b/c/d/e//f", Err(NotNormal::Path)),
+            ("/api/v1/serve/tasks/tsk-1/a/b/c/d/e/%2e%2e", Err(NotNormal::Path)),
+        ] {
+            assert_eq!(classify("GET", path), expected, "{path}");
         }
     }
 

@@ -42,7 +42,9 @@ impl Figure {
     /// The least and the greatest of the samples.
     #[must_use]
     pub fn spread(&self) -> (f64, f64) {
-        self.samples.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &one| (least.min(one), most.max(one)))
+        self.samples
+            .iter()
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &one| (least.min(one), most.max(one)))
     }
 
     /// Whether the median is what was hoped for; `None` when nothing was.

@@ -4,13 +4,9 @@
 //! 2xx. Who submitted is what Check's metadata says, never what a header says. Every event is a hint that leads to an
 //! idempotent ledger move, so that a repeated entry changes nothing.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::data::accesslog::v3::{
-    AccessLogCommon, AccessLogType, HttpAccessLogEntry, HttpResponseProperties,
-};
-use envoy_types::pb::google::protobuf::{Struct, value::Kind};
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::authz::metadata;
@@ -19,6 +15,7 @@ use crate::principal::Principal;
 use crate::route::{self, Route, is_id};
 use crate::settlement::usage::Reported;
 use crate::upstream::flowmesh::is_terminal;
+use crate::wire::{self, Header, HttpLogEntry, LogCommon, LogResponse, Struct};
 
 /// Where the shipped bootstrap puts what it captured from response bodies.
 const RESPONSE_NAMESPACE: &str = "flowmesh.response";
@@ -26,6 +23,9 @@ const RESPONSE_NAMESPACE: &str = "flowmesh.response";
 const USAGE_NAMESPACE: &str = "flowmesh.usage";
 /// Such a header or trailer, without its field's name.
 const USAGE_PREFIX: &str = "x-flowmesh-task-";
+
+/// Of an answer that FlowMesh gave itself.
+const VIA_UPSTREAM: &str = "via_upstream";
 
 /// What a log entry says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,28 +102,29 @@ impl Ignored {
 ///
 /// # Errors
 /// [`Ignored`], for the counter.
-pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Ignored> {
+pub fn extract(entry: &HttpLogEntry, now: Timestamp) -> Result<Event, Ignored> {
     let common = entry.common_properties.as_ref().ok_or(Ignored::Malformed)?;
     if !is_final(common) {
         return Err(Ignored::NotFinal);
     }
     let ours = namespace(common, metadata::NAMESPACE).ok_or(Ignored::NotOurs)?;
-    if text(ours, metadata::RECORD) != Some(metadata::RECORD_YES) {
+    if ours.text(metadata::RECORD) != Some(metadata::RECORD_YES) {
         return Err(Ignored::NotOurs);
     }
     let (Some(request), Some(response)) = (&entry.request, &entry.response) else { return Err(Ignored::Malformed) };
     let captured = namespace(common, RESPONSE_NAMESPACE);
-    let captured = |key: &str| captured.and_then(|captured| text(captured, key));
+    let captured = |key: &str| captured.and_then(|captured| captured.text(key));
     let code = response.response_code.unwrap_or_default().value;
     let succeeded = (200..300).contains(&code);
     let method = method_name(request.request_method);
-    let route = route::classify(method, &request.path).map_err(|_| Ignored::Malformed)?;
+    let path = wire::text(&request.path).ok_or(Ignored::Malformed)?;
+    let route = route::classify(method, path).map_err(|_| Ignored::Malformed)?;
 
     if route == Route::Submit {
-        let submission_id = text(ours, metadata::SUBMISSION_ID).ok_or(Ignored::Malformed)?.to_owned();
+        let submission_id = ours.text(metadata::SUBMISSION_ID).ok_or(Ignored::Malformed)?.to_owned();
         let at = end(common).unwrap_or(now);
         let workflow_id = captured("workflow_id").filter(|id| is_id(id));
-        return Ok(match (workflow_id, text(ours, metadata::PRINCIPAL_ID)) {
+        return Ok(match (workflow_id, ours.text(metadata::PRINCIPAL_ID)) {
             (Some(workflow_id), Some(principal_id)) if succeeded => Event::Submitted {
                 submission_id,
                 principal_id: principal_id.to_owned(),
@@ -131,14 +132,14 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
                 at,
             },
             // FlowMesh's own refusal, or nothing of the request ever reached it.
-            _ if (400..500).contains(&code) && response.response_code_details == "via_upstream" => {
+            _ if (400..500).contains(&code) && response.response_code_details == VIA_UPSTREAM => {
                 Event::SubmissionRefused { submission_id }
             }
             _ if code >= 400 && common.upstream_wire_bytes_sent == 0 => Event::SubmissionRefused { submission_id },
             _ => Event::SubmissionEnded {
                 submission_id,
                 at,
-                failed: code >= 500 && response.response_code_details == "via_upstream",
+                failed: code >= 500 && response.response_code_details == VIA_UPSTREAM,
             },
         });
     }
@@ -147,15 +148,15 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
     }
     let about = match route {
         Route::ReadTask { task_id } | Route::Artifact { task_id } => Some(task_id),
-        Route::PostResult => text(ours, metadata::TASK_ID),
+        Route::PostResult => ours.text(metadata::TASK_ID),
         _ => None,
     };
-    if let Some(reported) = reported_usage(common, response, about, text(ours, metadata::SUPPLIER_ID)) {
+    if let Some(reported) = reported_usage(common, response, about, ours.text(metadata::SUPPLIER_ID)) {
         return Ok(reported);
     }
     let ended = captured("status").is_some_and(is_terminal);
     match route {
-        Route::PostResult => match text(ours, metadata::TASK_ID).filter(|id| is_id(id)) {
+        Route::PostResult => match ours.text(metadata::TASK_ID).filter(|id| is_id(id)) {
             Some(task_id) => Ok(Event::TaskEnded { task_id: task_id.to_owned() }),
             // The body told Check no task: it was too long before the id, or none of a worker's.
             None => Err(Ignored::Malformed),
@@ -179,17 +180,21 @@ pub fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Igno
 /// where they are logged as they are; all of it in one of these. It is a charge only for the task that the request is
 /// `about`. Anything less that names a finished task is a hint to ask after it.
 fn reported_usage<'a>(
-    common: &'a AccessLogCommon,
-    response: &'a HttpResponseProperties,
+    common: &'a LogCommon,
+    response: &'a LogResponse,
     about: Option<&str>,
     supplier_id: Option<&str>,
 ) -> Option<Event> {
-    let headers = |headers: &'a HashMap<String, String>, name: &str| -> Option<&'a str> {
-        headers.get(&format!("{USAGE_PREFIX}{}", name.replace('_', "-"))).map(String::as_str)
+    let headers = |headers: &'a [Header], name: &str| -> Option<&'a str> {
+        // By nearly every answer there is none, and no name is put together.
+        if headers.is_empty() {
+            return None;
+        }
+        wire::value(headers, &format!("{USAGE_PREFIX}{}", name.replace('_', "-")))
     };
     let in_metadata = namespace(common, USAGE_NAMESPACE);
     let at = |place: usize, name: &str| match place {
-        0 => in_metadata.and_then(|fields| text(fields, name)),
+        0 => in_metadata.and_then(|fields| fields.text(name)),
         1 => headers(&response.response_trailers, name),
         _ => headers(&response.response_headers, name),
     };
@@ -213,17 +218,15 @@ fn reported_usage<'a>(
 }
 
 /// Envoy can also log when a request starts and while it runs.
-fn is_final(common: &AccessLogCommon) -> bool {
-    #[expect(deprecated, reason = "older Envoys mark intermediate entries by this alone")]
-    let intermediate = common.intermediate_log_entry;
-    !intermediate
+fn is_final(common: &LogCommon) -> bool {
+    !common.intermediate_log_entry
         && matches!(
             AccessLogType::try_from(common.access_log_type),
             Ok(AccessLogType::NotSet | AccessLogType::DownstreamEnd)
         )
 }
 
-fn end(common: &AccessLogCommon) -> Option<Timestamp> {
+fn end(common: &LogCommon) -> Option<Timestamp> {
     let start = common.start_time.as_ref()?;
     let start = Timestamp::new(start.seconds, start.nanos).ok()?;
     let lasted =
@@ -231,15 +234,8 @@ fn end(common: &AccessLogCommon) -> Option<Timestamp> {
     start.checked_add(lasted).ok()
 }
 
-fn namespace<'a>(common: &'a AccessLogCommon, name: &str) -> Option<&'a Struct> {
-    common.metadata.as_ref()?.filter_metadata.get(name)
-}
-
-fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {
-    match fields.fields.get(key)?.kind.as_ref()? {
-        Kind::StringValue(text) => Some(text),
-        _ => None,
-    }
+fn namespace<'a>(common: &'a LogCommon, name: &str) -> Option<&'a Struct> {
+    common.metadata.as_ref()?.namespace(name)
 }
 
 /// Envoy logs methods as an enumeration whose names are the methods.

@@ -7,22 +7,22 @@
 
 pub mod event;
 mod intake;
+pub mod server;
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogService;
-use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
-use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsResponse;
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::lifecycle::Stopping;
 use crate::telemetry::{KindLabels, Metrics};
+use crate::wire::{LogEntries, StreamAccessLogsMessage};
 use event::Event;
 pub use intake::Intake;
 
@@ -62,8 +62,8 @@ struct Reader {
 impl Reader {
     async fn take(&self, message: StreamAccessLogsMessage) -> Result<(), Status> {
         let entries = match message.log_entries {
-            Some(LogEntries::HttpLogs(entries)) => entries,
-            Some(LogEntries::TcpLogs(entries)) => {
+            Some(LogEntries::Http(entries)) => entries,
+            Some(LogEntries::Tcp(entries)) => {
                 self.count("ignored_not_http", entries.log_entry.len());
                 return Ok(());
             }
@@ -130,19 +130,18 @@ impl Drop for OpenStream {
     }
 }
 
-#[tonic::async_trait]
-impl AccessLogService for AccessLog {
-    async fn stream_access_logs(
-        &self,
-        request: Request<Streaming<StreamAccessLogsMessage>>,
-    ) -> Result<Response<StreamAccessLogsResponse>, Status> {
+impl AccessLog {
+    /// Takes what comes on a stream until it ends, or is ended by the stop.
+    ///
+    /// # Errors
+    /// When there is nobody any more who could take it.
+    async fn take(&self, mut stream: Streaming<StreamAccessLogsMessage>) -> Result<StreamAccessLogsResponse, Status> {
         let _request = self.requests.token();
         let events = match &self.events {
             Some(events) => Some(events.upgrade().ok_or_else(|| Status::unavailable("stopping"))?),
             None => None,
         };
         let reader = Reader { events, metrics: self.metrics.clone(), _open: OpenStream::new(&self.metrics) };
-        let mut stream = request.into_inner();
         loop {
             let message = tokio::select! {
                 // What has arrived is taken before the stream is ended.
@@ -172,6 +171,6 @@ impl AccessLogService for AccessLog {
                 }
             }
         }
-        Ok(Response::new(StreamAccessLogsResponse {}))
+        Ok(StreamAccessLogsResponse {})
     }
 }

@@ -1,5 +1,7 @@
 //! Where a request carries its token. Pure.
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 /// JWTs of lum.id have up to 4 KiB; anything over twice that is no token.
@@ -7,20 +9,20 @@ pub const LONGEST_TOKEN: usize = 8 * 1024;
 
 /// The token of a request, and the raw query keys that carried it and must not reach FlowMesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bearer {
-    pub token: String,
+pub struct Bearer<'a> {
+    pub token: Cow<'a, str>,
     pub query_keys: Vec<String>,
 }
 
 /// Finds the one token of a request: exactly one `Authorization: Bearer …`, or, on a WebSocket upgrade, exactly one
 /// `?token=…`. `None` when there is none, more than one, or it is malformed: all of that is one refusal.
 #[must_use]
-pub fn find(authorization: &[&[u8]], query: Option<&str>, is_websocket: bool) -> Option<Bearer> {
+pub fn find<'a>(authorization: &'a [impl AsRef<[u8]>], query: Option<&str>, is_websocket: bool) -> Option<Bearer<'a>> {
     let in_query = if is_websocket { query_tokens(query.unwrap_or_default()) } else { Vec::new() };
     match (authorization, in_query.as_slice()) {
-        ([header], []) => Some(Bearer { token: header_token(header)?.to_owned(), query_keys: Vec::new() }),
+        ([header], []) => Some(Bearer { token: header_token(header.as_ref())?.into(), query_keys: Vec::new() }),
         ([], [(key, token)]) if is_token(token) => {
-            Some(Bearer { token: token.clone(), query_keys: vec![(*key).to_owned()] })
+            Some(Bearer { token: token.clone().into(), query_keys: vec![(*key).to_owned()] })
         }
         _ => None,
     }
@@ -58,8 +60,10 @@ mod tests {
 
     use super::*;
 
+    const NONE: &[&[u8]] = &[];
+
     fn header(value: &[u8]) -> Option<String> {
-        find(&[value], None, false).map(|bearer| bearer.token)
+        find(&[value], None, false).map(|bearer| bearer.token.into_owned())
     }
 
     #[test]
@@ -90,35 +94,35 @@ mod tests {
             assert_eq!(header(value), None, "{}", String::from_utf8_lossy(value));
         }
         assert_eq!(find(&[b"Bearer a", b"Bearer a"], None, false), None);
-        assert_eq!(find(&[], None, false), None);
+        assert_eq!(find(NONE, None, false), None);
     }
 
     #[test]
     fn a_query_token_counts_on_a_websocket_upgrade_only() {
-        assert_eq!(find(&[], Some("token=abc"), false), None);
-        let bearer = find(&[], Some("a=1&token=ab%63&b=2"), true).expect("a token");
-        assert_eq!((bearer.token.as_str(), bearer.query_keys), ("abc", vec!["token".to_owned()]));
+        assert_eq!(find(NONE, Some("token=abc"), false), None);
+        let bearer = find(NONE, Some("a=1&token=ab%63&b=2"), true).expect("a token");
+        assert_eq!((bearer.token.as_ref(), bearer.query_keys), ("abc", vec!["token".to_owned()]));
     }
 
     #[test]
     fn an_encoded_key_is_removed_by_its_raw_spelling() {
-        let bearer = find(&[], Some("%74oken=abc"), true).expect("a token");
+        let bearer = find(NONE, Some("%74oken=abc"), true).expect("a token");
         assert_eq!(bearer.query_keys, ["%74oken"]);
     }
 
     #[test]
     fn more_than_one_token_is_none_wherever_they_are() {
-        assert_eq!(find(&[], Some("token=a&token=a"), true), None);
-        assert_eq!(find(&[], Some("token=a&%74oken=b"), true), None);
+        assert_eq!(find(NONE, Some("token=a&token=a"), true), None);
+        assert_eq!(find(NONE, Some("token=a&%74oken=b"), true), None);
         assert_eq!(find(&[b"Bearer a"], Some("token=a"), true), None);
-        assert_eq!(find(&[], Some("token="), true), None);
+        assert_eq!(find(NONE, Some("token="), true), None);
     }
 
     proptest! {
         #[test]
         fn no_input_panics_and_every_token_is_one_visible_word(header in prop::collection::vec(any::<u8>(), 0..64),
                 query in "\\PC{0,64}", websocket: bool) {
-            for found in [find(&[&header], None, false), find(&[], Some(&query), websocket)].into_iter().flatten() {
+            for found in [find(&[header.as_slice()], None, false), find(NONE, Some(&query), websocket)].into_iter().flatten() {
                 prop_assert!(is_token(&found.token));
             }
         }

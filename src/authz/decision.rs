@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::principal::Principal;
+use crate::identity::Caller;
 use crate::route::NotNormal;
 
 /// The answer to a Check.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Decision {
     /// A public route: no identity, and none that the client made up.
     Public,
@@ -15,9 +15,9 @@ pub enum Decision {
 }
 
 /// A request that goes on as somebody's.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Allow {
-    pub principal: Arc<Principal>,
+    pub caller: Arc<Caller>,
     pub supplier: Option<Arc<str>>,
     pub submission_id: Option<String>,
     /// Of a result post.

@@ -27,28 +27,28 @@ pub(super) fn decided(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
     let trace_id = traces::id();
     match decision {
         Decision::Public => tracing::debug!(request_id, trace_id, route, source, "{method} {path}: public"),
-        Decision::Allow(Allow { principal, supplier, submission_id: Some(submission), .. }) => tracing::info!(
+        Decision::Allow(Allow { caller, supplier, submission_id: Some(submission), .. }) => tracing::info!(
             request_id,
             trace_id,
             route,
             source,
             token,
-            principal = principal.id,
+            principal = caller.principal.id,
             submission,
             supplier = supplier.as_deref(),
             "{method} {path}: submission {submission} of {}",
-            principal.id
+            caller.principal.id
         ),
-        Decision::Allow(Allow { principal, supplier, .. }) => tracing::debug!(
+        Decision::Allow(Allow { caller, supplier, .. }) => tracing::debug!(
             request_id,
             trace_id,
             route,
             source,
             token,
-            principal = principal.id,
+            principal = caller.principal.id,
             supplier = supplier.as_deref(),
             "{method} {path}: allowed as {}",
-            principal.id
+            caller.principal.id
         ),
         // The one refusal that is not the client's doing.
         Decision::Deny(denial @ Denial::IdentityUnavailable { .. }) => {
@@ -90,8 +90,8 @@ pub(super) fn note(decision: &Decision, inquiry: &Inquiry, seen: &Seen) {
     traces::note("tollgate.request_id", inquiry.request_id.clone());
     match decision {
         Decision::Public => {}
-        Decision::Allow(Allow { principal, supplier, submission_id, .. }) => {
-            traces::note("tollgate.principal_id", principal.id.clone());
+        Decision::Allow(Allow { caller, supplier, submission_id, .. }) => {
+            traces::note("tollgate.principal_id", caller.principal.id.clone());
             if let Some(supplier) = supplier {
                 traces::note("tollgate.supplier_id", supplier.to_string());
             }

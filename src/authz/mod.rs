@@ -12,22 +12,19 @@ mod log;
 pub mod metadata;
 pub mod request;
 pub mod response;
+pub mod server;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
-use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::access_log::event::Event;
 use crate::guard::{self, Guard};
-use crate::identity::budget::Source;
 use crate::identity::{self, Identity, Resolved, TokenHash};
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
@@ -37,10 +34,11 @@ use crate::settlement::emails::Awaited;
 use crate::supplier::{Subject, Suppliers};
 use crate::telemetry::{Cache, DecisionLabels, KindLabels, Metrics, OutcomeLabels, traces};
 use crate::upstream::CallError;
+use crate::wire::CheckRequest;
 use decision::{Allow, Decision, Denial};
 use last::LastCheck;
 use request::Inquiry;
-use response::Stamp;
+use response::{Answer, Stamp};
 
 /// After which another try may find lum.id answering, when it says nothing else.
 const LUM_ID_PAUSE: Duration = Duration::from_secs(2);
@@ -68,14 +66,12 @@ pub struct Authz {
     pub metrics: Metrics,
 }
 
-#[tonic::async_trait]
-impl Authorization for Authz {
-    /// Answers every request, whatever it is, with gRPC status OK and the decision inside. At an error status Envoy would
-    /// decide by itself, and one with `failure_mode_allow` would let the request through.
-    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+impl Authz {
+    /// Answers a Check, whatever it is.
+    pub async fn check(&self, request: CheckRequest) -> Answer {
         let _request = self.requests.token();
         self.last_check.came(Timestamp::now());
-        let inquiry = request::parse(request.into_inner());
+        let inquiry = request::parse(request);
         let mut seen = Seen::default();
         let unless_cancelled = Cancelled(&self.metrics);
         let started = Instant::now();
@@ -91,7 +87,7 @@ impl Authorization for Authz {
         std::mem::forget(unless_cancelled);
         self.metrics.decisions.get_or_create(&DecisionLabels { reason: decision.reason() }).inc();
         self.metrics.check_times.of(seen.cache).observe(started.elapsed().as_secs_f64());
-        Ok(Response::new(response::render(&decision, &self.stamp)))
+        response::render(&decision, &self.stamp)
     }
 }
 
@@ -130,18 +126,16 @@ impl Authz {
         if route.is_public() {
             return Decision::Public;
         }
-        let authorization: Vec<&[u8]> = inquiry.authorization.iter().map(Vec::as_slice).collect();
         let (_, query) = route::split_query(&inquiry.target);
-        let Some(bearer) = bearer::find(&authorization, query, inquiry.is_websocket) else {
+        let Some(bearer) = bearer::find(&inquiry.authorization, query, inquiry.is_websocket) else {
             return Decision::Deny(Denial::MissingBearer);
         };
         let hash = TokenHash::of(&bearer.token);
         seen.token = Some(hash);
-        let source = Source::of(&inquiry.source);
-        let Resolved { way, answer } = self.identity.resolve(&bearer.token, hash, &source).await;
+        let Resolved { way, answer } = self.identity.resolve(&bearer.token, hash, &inquiry.source).await;
         seen.cache = way.cache();
-        let principal = match answer {
-            Ok(principal) => principal,
+        let caller = match answer {
+            Ok(caller) => caller,
             Err(identity::Error::Inactive) => return Decision::Deny(Denial::InactiveToken),
             Err(identity::Error::TooMany { retry_after: wait }) => {
                 return Decision::Deny(Denial::TooManyUnknown { retry_after: retry_after(wait) });
@@ -152,6 +146,7 @@ impl Authz {
                 return Decision::Deny(Denial::IdentityUnavailable { retry_after: retry_after(wait) });
             }
         };
+        let principal = &caller.principal;
         if principal.email.is_some() && self.awaited.take(&principal.id) {
             // A full queue is no loss: the ledger goes on waiting for it.
             let _ = tell(self.events.as_ref(), &self.metrics, Event::PrincipalSeen { principal: principal.clone() });
@@ -159,13 +154,13 @@ impl Authz {
         let mut submission_id = None;
         if route == Route::Submit {
             if let Some(guard) = &self.guard {
-                match guard.decide(&principal).await {
+                match guard.decide(principal).await {
                     guard::Decision::Pass => {}
                     guard::Decision::Refuse { balance } => return Decision::Deny(Denial::Balance(balance)),
-                    guard::Decision::Unanswered(cause) => log::unguarded(&principal, inquiry, &cause),
+                    guard::Decision::Unanswered(cause) => log::unguarded(principal, inquiry, &cause),
                 }
             }
-            submission_id = self.open_submission(&principal, inquiry).await;
+            submission_id = self.open_submission(principal, inquiry).await;
         }
         let ids = if route == Route::PostResult { body::parse(&inquiry.body) } else { body::ResultIds::default() };
         let subject = match route {
@@ -184,7 +179,7 @@ impl Authz {
             (None, None) => None,
         };
         Decision::Allow(Allow {
-            principal,
+            caller,
             supplier,
             submission_id,
             record: self.ledger.is_some() && route.is_recorded(),

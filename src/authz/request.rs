@@ -2,13 +2,11 @@
 
 use std::net::IpAddr;
 
-use envoy_types::pb::envoy::config::core::v3::{Metadata, address};
-use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
-use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
-use envoy_types::pb::google::protobuf::value::Kind;
+use bytes::Bytes;
 
 use crate::config::is_visible_ascii;
 use crate::telemetry::traces::Parent;
+use crate::wire::{self, AttributeContext, CheckRequest, HttpRequest, Metadata, OneAddress, Peer};
 
 /// Key of Envoy's `context_extensions` by which a route fixes its supplier.
 const SUPPLIER_EXTENSION: &str = "supplier";
@@ -30,10 +28,10 @@ pub struct Inquiry {
     /// that of the connection.
     pub source: String,
     /// Values of every `authorization` header, as bytes.
-    pub authorization: Vec<Vec<u8>>,
+    pub authorization: Vec<Bytes>,
     pub is_websocket: bool,
     /// The first bytes of the body, on the route that passes them.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Fixed by the route.
     pub supplier: Option<String>,
     /// The trace that the client says it is part of.
@@ -41,78 +39,71 @@ pub struct Inquiry {
 }
 
 /// Reads a request. One without HTTP attributes, which Envoy's filter never leaves out, has an empty path, which is in no
-/// normal form.
+/// normal form. Nor is one that is not text.
 #[must_use]
 pub fn parse(request: CheckRequest) -> Inquiry {
-    let AttributeContext { source, request, mut context_extensions, metadata_context, .. } =
+    let AttributeContext { source, request, context_extensions, metadata_context } =
         request.attributes.unwrap_or_default();
     let http = request.and_then(|request| request.http).unwrap_or_default();
     let request_id = values(&http, "x-request-id")
-        .pop()
-        .and_then(|id| String::from_utf8(id).ok())
+        .last()
+        .and_then(|id| wire::text(id))
         .filter(|id| id.len() <= LONGEST_REQUEST_ID && is_visible_ascii(id))
-        .unwrap_or_else(|| http.id.clone());
+        .or_else(|| wire::text(&http.id))
+        .unwrap_or_default()
+        .to_owned();
     let is_websocket = values(&http, "upgrade")
-        .iter()
         .any(|value| value.split(|&byte| byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(b"websocket")));
     Inquiry {
         request_id,
-        source: metadata_context.and_then(vouched).or_else(|| source.and_then(address)).unwrap_or_default(),
-        authorization: values(&http, "authorization"),
+        source: metadata_context.as_ref().and_then(vouched).or_else(|| source.and_then(address)).unwrap_or_default(),
+        authorization: values(&http, "authorization").cloned().collect(),
         trace: trace(&http),
         is_websocket,
-        supplier: context_extensions.remove(SUPPLIER_EXTENSION).filter(|name| is_visible_ascii(name)),
-        body: if http.raw_body.is_empty() { http.body.into_bytes() } else { http.raw_body },
-        method: http.method,
-        target: http.path,
+        supplier: wire::value(&context_extensions, SUPPLIER_EXTENSION)
+            .filter(|name| is_visible_ascii(name))
+            .map(ToOwned::to_owned),
+        body: if http.raw_body.is_empty() { http.body.clone() } else { http.raw_body.clone() },
+        method: String::from_utf8_lossy(&http.method).into_owned(),
+        target: String::from_utf8_lossy(&http.path).into_owned(),
     }
 }
 
 /// By most requests it is one look into their headers.
 fn trace(http: &HttpRequest) -> Option<Parent> {
-    let traceparent = values(http, "traceparent");
-    if traceparent.is_empty() { None } else { Parent::parse(&traceparent, &values(http, "tracestate")) }
+    let traceparent: Vec<&[u8]> = values(http, "traceparent").map(AsRef::as_ref).collect();
+    if traceparent.is_empty() {
+        return None;
+    }
+    let tracestate: Vec<&[u8]> = values(http, "tracestate").map(AsRef::as_ref).collect();
+    Parent::parse(&traceparent, &tracestate)
 }
 
 /// Every value of a header. With `encode_raw_headers` they are in the header map, else in the plain one.
-fn values(http: &HttpRequest, name: &str) -> Vec<Vec<u8>> {
-    match &http.header_map {
-        Some(map) => {
-            map.headers
-                .iter()
-                .filter(|header| header.key.eq_ignore_ascii_case(name))
-                .map(|header| {
-                    if header.raw_value.is_empty() {
-                        header.value.clone().into_bytes()
-                    } else {
-                        header.raw_value.clone()
-                    }
-                })
-                .collect()
-        }
-        None => http
-            .headers
-            .iter()
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.clone().into_bytes())
-            .collect(),
-    }
+fn values<'a>(http: &'a HttpRequest, name: &'static str) -> impl Iterator<Item = &'a Bytes> {
+    let headers = http.header_map.as_ref().map_or(&http.headers, |map| &map.headers);
+    headers
+        .iter()
+        .filter(move |header| header.key.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|header| if header.raw_value.is_empty() { &header.value } else { &header.raw_value })
 }
 
 /// The client's address that the bootstrap's filters put into the metadata, which no client can set.
-fn vouched(mut metadata: Metadata) -> Option<String> {
-    match metadata.filter_metadata.remove(SOURCE_NAMESPACE)?.fields.remove(SOURCE_KEY)?.kind? {
-        Kind::StringValue(text) => Some(text.parse::<IpAddr>().ok()?.to_canonical().to_string()),
-        _ => None,
-    }
+fn vouched(metadata: &Metadata) -> Option<String> {
+    let text = metadata.namespace(SOURCE_NAMESPACE)?.text(SOURCE_KEY)?;
+    Some(match text.parse::<IpAddr>().ok()? {
+        // Has one spelling.
+        IpAddr::V4(_) => text.to_owned(),
+        address @ IpAddr::V6(_) => address.to_canonical().to_string(),
+    })
 }
 
 /// The other end of the connection.
 fn address(peer: Peer) -> Option<String> {
     match peer.address?.address? {
-        address::Address::SocketAddress(socket) => Some(socket.address),
-        address::Address::Pipe(_) => Some("unix".to_owned()),
-        address::Address::EnvoyInternalAddress(_) => None,
+        OneAddress::Socket(socket) => wire::text(&socket.address).map(ToOwned::to_owned),
+        OneAddress::Pipe(_) => Some("unix".to_owned()),
+        OneAddress::EnvoyInternal(_) => None,
     }
 }
 
@@ -120,10 +111,13 @@ fn address(peer: Peer) -> Option<String> {
 mod tests {
     use std::collections::HashMap;
 
-    use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress};
-    use envoy_types::pb::google::protobuf::{Struct, Value};
+    use envoy_types::pb::envoy::config::core::v3::{Address, Metadata, SocketAddress, address};
+    use envoy_types::pb::envoy::service::auth::v3::{self, AttributeContext, attribute_context::Peer};
+    use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+    use prost::Message;
 
-    use super::*;
+    use super::parse;
+    use crate::wire::CheckRequest;
 
     /// The source of a request over a connection from 10.0.0.1.
     fn source(metadata: &[(&str, &str, Kind)]) -> String {
@@ -142,7 +136,8 @@ mod tests {
             metadata_context: Some(Metadata { filter_metadata, ..Metadata::default() }),
             ..AttributeContext::default()
         };
-        parse(CheckRequest { attributes: Some(attributes) }).source
+        let sent = v3::CheckRequest { attributes: Some(attributes) }.encode_to_vec();
+        parse(CheckRequest::decode(sent.as_slice()).expect("a message")).source
     }
 
     fn text(value: &str) -> Kind {

@@ -1,9 +1,9 @@
 //! Check as a whole, in this process: whatever comes, it answers, and lets through only whom it should.
 
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
-use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request as AttributeRequest};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message;
@@ -17,6 +17,7 @@ use crate::config::{Config, Limits, Options};
 use crate::upstream::Http;
 use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
+use crate::wire;
 
 /// An Authz whose lum.id knows one token, `good`, and whose FlowMesh is not there.
 async fn authz() -> (MockServer, Authz) {
@@ -47,7 +48,7 @@ async fn authz() -> (MockServer, Authz) {
         awaited: Awaited::default(),
         unrecorded: Unrecorded::default(),
         submission_timeout: config.limits.submission_timeout,
-        stamp: Stamp { org_id: "lumid".to_owned(), forward_authorization: false },
+        stamp: Stamp::new("lumid".to_owned(), false),
         requests: TaskTracker::new(),
         last_check: LastCheck::default(),
         metrics,
@@ -133,7 +134,7 @@ fn made_up() -> impl Strategy<Value = MadeUp> {
 }
 
 /// What must hold of every answer.
-fn judge(request: &CheckRequest, response: &CheckResponse) -> Result<(), TestCaseError> {
+fn judge(request: &wire::CheckRequest, response: &CheckResponse) -> Result<(), TestCaseError> {
     let code = response.status.as_ref().map(|status| status.code);
     match &response.http_response {
         Some(HttpResponse::OkResponse(ok)) => {
@@ -176,8 +177,9 @@ fn judge(request: &CheckRequest, response: &CheckResponse) -> Result<(), TestCas
     Ok(())
 }
 
-async fn check(authz: &Authz, request: CheckRequest) -> CheckResponse {
-    authz.check(Request::new(request)).await.expect("never a gRPC error").into_inner()
+async fn check(authz: &Authz, request: wire::CheckRequest) -> CheckResponse {
+    let answer = authz.check(request).await;
+    CheckResponse::decode(answer.parts().concat().as_slice()).expect("a message")
 }
 
 #[test]
@@ -188,7 +190,8 @@ fn whatever_comes_only_the_owner_of_a_good_token_gets_past_and_every_identity_he
     let mut runner = TestRunner::default();
     runner
         .run(&made_up(), |made_up| {
-            let request = made_up.request();
+            let request = made_up.request().encode_to_vec();
+            let request = wire::CheckRequest::decode(request.as_slice()).expect("a message");
             let response = runtime.block_on(check(&authz, request.clone()));
             let (allowed, denied) = decided.get();
             let is_ok = matches!(response.http_response, Some(HttpResponse::OkResponse(_)));
@@ -228,7 +231,7 @@ fn bytes_that_are_no_request_are_refused_and_never_a_panic() {
     TestRunner::default()
         .run(&bytes, |bytes| {
             // What does not decode is answered by tonic, with an error that Envoy takes for a refusal.
-            let Ok(request) = CheckRequest::decode(bytes.as_slice()) else { return Ok(()) };
+            let Ok(request) = wire::CheckRequest::decode(bytes.as_slice()) else { return Ok(()) };
             let response = runtime.block_on(check(&authz, request.clone()));
             judge(&request, &response)
         })

@@ -30,8 +30,8 @@ use budget::{Budget, Debt, Source};
 pub use hash::TokenHash;
 use policy::{Known, Now, Policy, Use};
 pub use purge::Purge;
-pub use resolved::Resolved;
 use resolved::Way;
+pub use resolved::{Caller, Resolved};
 
 /// After which a source with too many calls in flight may try again.
 const SHARE_PAUSE: Duration = Duration::from_secs(1);
@@ -175,8 +175,8 @@ impl Identity {
         }))
     }
 
-    /// Whose token this is, and how that is known; `source` is who brings it.
-    pub async fn resolve(&self, token: &str, hash: TokenHash, source: &Source) -> Resolved {
+    /// Whose token this is, and how that is known; `source` is the address that Envoy vouches for.
+    pub async fn resolve(&self, token: &str, hash: TokenHash, source: &str) -> Resolved {
         let resolved = self.0.resolve(token, hash, source).await;
         let outcome = resolved.way.as_str();
         traces::note("tollgate.cache", outcome);
@@ -221,7 +221,7 @@ impl Inner {
         Some((entry, verdict))
     }
 
-    async fn resolve(self: &Arc<Self>, token: &str, hash: TokenHash, source: &Source) -> Resolved {
+    async fn resolve(self: &Arc<Self>, token: &str, hash: TokenHash, source: &str) -> Resolved {
         match self.look(&hash) {
             Some((entry, Use::Serve)) => return self.serve(&entry),
             Some((entry, Use::ServeAndAsk)) => {
@@ -235,13 +235,13 @@ impl Inner {
         if self.refused.contains_key(&hash) {
             return Resolved { way: Way::HitInactive, answer: Err(Error::Inactive) };
         }
-        self.ask_in_time(token, hash, Some(source)).await
+        self.ask_in_time(token, hash, Some(&Source::of(source))).await
     }
 
     fn serve(&self, entry: &Entry) -> Resolved {
         let is_stale = entry.known.answered.elapsed() >= self.policy.trust;
         let way = if is_stale { Way::Stale } else { Way::Hit };
-        Resolved { way, answer: Ok(entry.known.principal.clone()) }
+        Resolved { way, answer: Ok(entry.known.caller.clone()) }
     }
 
     /// Asks lum.id and waits, in all no longer than one call and the wait for its place may take.
@@ -282,7 +282,7 @@ impl Inner {
                 _ => Way::Unavailable,
             },
         };
-        Resolved { way, answer: asked.map(|entry| entry.known.principal.clone()) }
+        Resolved { way, answer: asked.map(|entry| entry.known.caller.clone()) }
     }
 
     /// Joins or starts the call for a token. Without a source it is for an answer that is known already.
@@ -325,7 +325,8 @@ impl Inner {
         }
         if let Introspection::Active { principal, expires_at } = answer? {
             let now = Now::read();
-            let known = Known { principal: Arc::new(principal), expires_at, answered: now.steady };
+            let caller = Arc::new(Caller::new(Arc::new(principal)));
+            let known = Known { caller, expires_at, answered: now.steady };
             if !known.is_over(now) {
                 let keep_for = self.policy.keep_for(&known, now);
                 return Ok(Outcome::Active(Arc::new(Entry { known, keep_for, failed: Mutex::new(None) })));

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::principal::Principal;
+use super::resolved::Caller;
 
 /// After lum.id failed for a token, it is left in peace about that one for so long while something else can serve.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ impl Now {
 /// An active answer of lum.id's.
 #[derive(Debug, Clone)]
 pub struct Known {
-    pub principal: Arc<Principal>,
+    pub caller: Arc<Caller>,
     /// Epoch seconds; `None`: the token does not end by itself.
     pub expires_at: Option<i64>,
     /// When lum.id said so.
@@ -121,8 +121,12 @@ mod tests {
     }
 
     fn known(start: Instant, expires_after: Option<i64>) -> Known {
-        let principal = Principal { id: "user-1".into(), email: None, scopes: String::new() };
-        Known { principal: Arc::new(principal), expires_at: expires_after.map(|at| BASE + at), answered: start }
+        let principal = crate::principal::Principal { id: "user-1".into(), email: None, scopes: String::new() };
+        Known {
+            caller: Arc::new(Caller::new(Arc::new(principal))),
+            expires_at: expires_after.map(|at| BASE + at),
+            answered: start,
+        }
     }
 
     #[test]

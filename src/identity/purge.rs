@@ -22,7 +22,7 @@ impl Identity {
             Purge::All | Purge::Principal(_) => None,
         });
         let of_principal = |id: &str| {
-            let entries = inner.active.iter().filter(|(_, entry)| entry.known.principal.id == id);
+            let entries = inner.active.iter().filter(|(_, entry)| entry.known.caller.principal.id == id);
             entries.map(|(hash, _)| *hash).collect::<Vec<_>>()
         };
         let hashes = match what {

@@ -1,6 +1,8 @@
 //! What came of looking a token up, and how.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 
 use super::Error;
 use crate::principal::Principal;
@@ -10,7 +12,26 @@ use crate::telemetry::Cache;
 #[derive(Debug)]
 pub struct Resolved {
     pub way: Way,
-    pub answer: Result<Arc<Principal>, Error>,
+    pub answer: Result<Arc<Caller>, Error>,
+}
+
+/// Somebody who is remembered, and the part of Check's answers that is the same whatever they ask for.
+#[derive(Debug)]
+pub struct Caller {
+    pub principal: Arc<Principal>,
+    answer: OnceLock<Bytes>,
+}
+
+impl Caller {
+    #[must_use]
+    pub fn new(principal: Arc<Principal>) -> Self {
+        Self { principal, answer: OnceLock::new() }
+    }
+
+    /// Their part of an answer, encoded at the first request and remembered with them.
+    pub fn answer(&self, encode: impl FnOnce(&Principal) -> Bytes) -> Bytes {
+        self.answer.get_or_init(|| encode(&self.principal)).clone()
+    }
 }
 
 /// How an answer was come by.

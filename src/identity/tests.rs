@@ -89,7 +89,8 @@ impl Fixture {
     }
 
     async fn resolve_from(&self, address: &str, token: &str) -> Result<Arc<Principal>, Error> {
-        self.identity.resolve(token, TokenHash::of(token), &Source::of(address)).await.answer
+        let resolved = self.identity.resolve(token, TokenHash::of(token), address).await;
+        resolved.answer.map(|caller| caller.principal.clone())
     }
 
     async fn calls(&self) -> usize {
@@ -146,8 +147,8 @@ async fn ten_thousand_concurrent_look_ups_of_one_token_make_one_call() {
     for _ in 0..10_000 {
         let identity = all.identity.clone();
         tasks.spawn(async move {
-            let source = Source::of("192.0.2.1");
-            identity.resolve("good", TokenHash::of("good"), &source).await.answer.map(|principal| principal.id.clone())
+            let resolved = identity.resolve("good", TokenHash::of("good"), "192.0.2.1").await;
+            resolved.answer.map(|caller| caller.principal.id.clone())
         });
     }
     while let Some(result) = tasks.join_next().await {

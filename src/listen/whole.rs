@@ -155,11 +155,10 @@ pub struct Marking<S>(S);
 impl<S, B> Service<Request<B>> for Marking<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
 {
     type Response = Response<HandedOver>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Marked<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.0.poll_ready(cx)
@@ -167,12 +166,31 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let cork = request.extensions().get::<Cork>().cloned();
-        let answer = self.0.call(request);
-        Box::pin(async move {
-            let answer = answer.await?;
-            // From before the connection has the headers until it has dropped the body, after the trailers.
-            Ok(answer.map(|body| HandedOver { body, hold: cork.map(|cork| cork.hold()) }))
-        })
+        Marked { answer: self.0.call(request), cork }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// An answer on its way, and the connection that it is for.
+    pub struct Marked<F> {
+        #[pin]
+        answer: F,
+        cork: Option<Cork>,
+    }
+}
+
+impl<F, E> Future for Marked<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = Result<Response<HandedOver>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(cx))?;
+        // From before the connection has the headers until it has dropped the body, after the trailers.
+        let hold = this.cork.as_ref().map(Cork::hold);
+        Poll::Ready(Ok(answer.map(|body| HandedOver { body, hold })))
     }
 }
 

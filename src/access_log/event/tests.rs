@@ -1,11 +1,20 @@
 use std::collections::HashMap;
 
 use envoy_types::pb::envoy::config::core::v3::{Metadata, RequestMethod};
-use envoy_types::pb::envoy::data::accesslog::v3::{HttpRequestProperties, HttpResponseProperties};
-use envoy_types::pb::google::protobuf::{self, UInt32Value, Value};
+use envoy_types::pb::envoy::data::accesslog::v3::{
+    AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
+};
+use envoy_types::pb::google::protobuf::{self, Struct, UInt32Value, Value, value::Kind};
+use jiff::Timestamp;
 use proptest::prelude::*;
+use prost::Message;
 
-use super::*;
+use super::{AccessLogType, Event, HttpLogEntry, Ignored, RESPONSE_NAMESPACE, USAGE_NAMESPACE, metadata};
+
+/// As it comes over the wire.
+fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Ignored> {
+    super::extract(&HttpLogEntry::decode(entry.encode_to_vec().as_slice()).expect("a message"), now)
+}
 
 fn fields(pairs: &[(&str, &str)]) -> Struct {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };

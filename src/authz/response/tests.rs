@@ -2,17 +2,21 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::principal::Principal;
+use super::{
+    Allow, CheckResponse, Decision, Denial, HeaderAppendAction, HttpResponse, IDENTITY_HEADERS, Kind, Message,
+    OkHttpResponse, Principal, Stamp,
+};
+use crate::identity::Caller;
 use crate::route::NotNormal;
+
+fn caller(id: &str, scopes: &str) -> Arc<Caller> {
+    let email = Some("alice@example.com".into());
+    Arc::new(Caller::new(Arc::new(Principal { id: id.into(), email, scopes: scopes.into() })))
+}
 
 fn allow() -> Allow {
     Allow {
-        principal: Arc::new(Principal {
-            id: "user-1".into(),
-            email: Some("alice@example.com".into()),
-            scopes: "tasks:read".into(),
-        }),
+        caller: caller("user-1", "tasks:read"),
         supplier: None,
         submission_id: None,
         task_id: None,
@@ -22,7 +26,12 @@ fn allow() -> Allow {
 }
 
 fn stamp() -> Stamp {
-    Stamp { org_id: "lumid".into(), forward_authorization: false }
+    Stamp::new("lumid".into(), false)
+}
+
+/// As Envoy reads it.
+fn render(decision: &Decision, stamp: &Stamp) -> CheckResponse {
+    CheckResponse::decode(super::render(decision, stamp).parts().concat().as_slice()).expect("a message")
 }
 
 fn ok_response(decision: &Decision, stamp: &Stamp) -> (OkHttpResponse, Vec<(String, String)>) {
@@ -52,14 +61,14 @@ fn a_principal_goes_upstream_as_headers_and_never_as_an_e_mail() {
         ("x-flowmesh-scopes", "tasks:read"),
     ];
     assert_eq!(set, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    assert_eq!(ok.headers_to_remove, ["x-flowmesh-supplier-id", "authorization"]);
+    assert_eq!(ok.headers_to_remove, ["authorization", "x-flowmesh-supplier-id"]);
     assert!(ok.query_parameters_to_remove.is_empty());
     assert!(!format!("{:?}", render(&Decision::Allow(allow()), &stamp())).contains("alice@"));
 }
 
 #[test]
 fn the_bearer_goes_on_only_when_asked_for() {
-    let stamp = Stamp { forward_authorization: true, ..stamp() };
+    let stamp = Stamp::new("lumid".into(), true);
     let (ok, _) = ok_response(&Decision::Allow(allow()), &stamp);
     assert_eq!(ok.headers_to_remove, ["x-flowmesh-supplier-id"]);
 }
@@ -135,15 +144,40 @@ fn every_refusal_is_the_agreed_answer() {
     }
 }
 
+#[test]
+fn the_parts_of_an_answer_are_one_message_with_all_of_it() {
+    let allow = Allow {
+        supplier: Some("acme".into()),
+        submission_id: Some("sub-1".into()),
+        task_id: Some("tsk-1".into()),
+        record: true,
+        query_keys: vec!["%74oken".into()],
+        ..allow()
+    };
+    // The second answer has what the first one left ready.
+    for _ in 0..2 {
+        let decision = Decision::Allow(allow.clone());
+        let (ok, set) = ok_response(&decision, &stamp());
+        assert!(set.contains(&("x-flowmesh-supplier-id".to_owned(), "acme".to_owned())), "{set:?}");
+        assert!(set.contains(&("x-flowmesh-principal-id".to_owned(), "user-1".to_owned())), "{set:?}");
+        assert_eq!(ok.headers_to_remove, ["authorization"]);
+        assert_eq!(ok.query_parameters_to_remove, ["%74oken"]);
+        let fields = render(&decision, &stamp()).dynamic_metadata.expect("metadata").fields;
+        let mut names: Vec<_> = fields.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["org_id", "principal_id", "record", "submission_id", "supplier_id", "task_id"]);
+    }
+}
+
 proptest! {
     #[test]
     fn every_identity_header_is_either_set_or_removed_and_never_both(scopes in "[a-z:* ]{0,20}",
             supplier in prop::option::of("[a-z]{0,8}"), forward: bool, public: bool) {
         let mut allow = allow();
-        allow.principal = Arc::new(Principal { id: "u".into(), email: None, scopes });
+        allow.caller = caller("u", &scopes);
         allow.supplier = supplier.map(Arc::from);
         let decision = if public { Decision::Public } else { Decision::Allow(allow) };
-        let (ok, set) = ok_response(&decision, &Stamp { org_id: "o".into(), forward_authorization: forward });
+        let (ok, set) = ok_response(&decision, &Stamp::new("o".into(), forward));
         for name in IDENTITY_HEADERS {
             let is_set = set.iter().any(|(key, value)| key == name && !value.is_empty());
             prop_assert!(is_set != ok.headers_to_remove.iter().any(|key| key == name), "{}", name);

@@ -19,7 +19,7 @@ fn flood(all: &Fixture, address: &'static str) -> tokio::task::JoinSet<()> {
         clients.spawn(async move {
             for n in 0.. {
                 let token = format!("random-{client}-{n}");
-                let _ = identity.resolve(&token, TokenHash::of(&token), &Source::of(address)).await;
+                let _ = identity.resolve(&token, TokenHash::of(&token), address).await;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });

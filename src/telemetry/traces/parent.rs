@@ -28,7 +28,7 @@ struct Tracestate(Arc<str>);
 impl Parent {
     /// Reads the values of both headers.
     #[must_use]
-    pub fn parse(traceparent: &[Vec<u8>], tracestate: &[Vec<u8>]) -> Option<Self> {
+    pub fn parse(traceparent: &[&[u8]], tracestate: &[&[u8]]) -> Option<Self> {
         let [traceparent] = traceparent else { return None };
         let (trace_id, span_id, flags) = ids(traceparent)?;
         // Several lines are one list.

@@ -9,8 +9,9 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn parse(traceparent: &[&str], tracestate: &[&str]) -> Option<Parent> {
-    let bytes = |values: &[&str]| values.iter().map(|value| value.as_bytes().to_vec()).collect::<Vec<_>>();
-    Parent::parse(&bytes(traceparent), &bytes(tracestate))
+    let [traceparent, tracestate] =
+        [traceparent, tracestate].map(|values| values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>());
+    Parent::parse(&traceparent, &tracestate)
 }
 
 /// What would be passed on.

@@ -3,5 +3,16 @@
 //! `make bench` runs all of it and writes `docs/PERFORMANCE.md` and, for programs, `docs/performance.json`. Contenders are
 //! interleaved, A B A B, and compared by the ratios of neighbouring runs: machines are noisy, and what disturbs one
 //! disturbs its neighbour too.
+//!
+//! A [`section`] measures [`figure`]s in a [`context`], which knows the programs, the cores and the time; [`goals`] says what
+//! they should be, and [`report`] writes them down. [`sections`] has the list of all.
 
+pub mod context;
 pub mod figure;
+pub mod goals;
+pub mod machine;
+pub mod paper;
+pub mod report;
+pub mod run;
+pub mod section;
+pub mod sections;

@@ -129,6 +129,12 @@ impl Context {
         }
     }
 
+    /// A folder that all sections share, gone at the end.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// A new folder, gone at the end.
     ///
     /// # Errors

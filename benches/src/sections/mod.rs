@@ -1,18 +1,69 @@
 //! The list of all sections, in the order of the report. A new one is a module and a line here.
 
+mod access_log;
+mod billing;
+mod flights;
+mod growth;
+mod memory;
+mod reading;
 mod stages;
+mod start;
 
 use std::time::Duration;
 
 use crate::section::Section;
 
 /// All of them.
-pub const ALL: &[Section] = &[Section {
-    name: "stages",
-    title: "Stages",
-    budget: Duration::from_mins(2),
-    run: |context| Box::pin(stages::run(context)),
-}];
+pub const ALL: &[Section] = &[
+    Section {
+        name: "access_log",
+        title: "Access log",
+        budget: Duration::from_secs(70),
+        run: |context| Box::pin(access_log::run(context)),
+    },
+    Section {
+        name: "billing",
+        title: "Billing",
+        budget: Duration::from_secs(50),
+        run: |context| Box::pin(billing::run(context)),
+    },
+    Section {
+        name: "memory",
+        title: "Memory",
+        budget: Duration::from_secs(60),
+        run: |context| Box::pin(memory::run(context)),
+    },
+    Section {
+        name: "start",
+        title: "Start",
+        budget: Duration::from_secs(30),
+        run: |context| Box::pin(start::run(context)),
+    },
+    Section {
+        name: "reading",
+        title: "A ledger with much in it",
+        budget: Duration::from_secs(20),
+        run: |context| Box::pin(reading::run(context)),
+    },
+    Section {
+        name: "growth",
+        title: "Growth",
+        budget: Duration::from_secs(100),
+        run: |context| Box::pin(growth::run(context)),
+    },
+    Section {
+        name: "flights",
+        title: "One call for many",
+        budget: Duration::from_secs(30),
+        run: |context| Box::pin(flights::run(context)),
+    },
+    Section {
+        name: "stages",
+        title: "Stages",
+        budget: Duration::from_mins(2),
+        run: |context| Box::pin(stages::run(context)),
+    },
+];
 
 /// The ones with these names, in the order of the report; all when none is named. Or the first name that is none.
 pub fn named(names: &[String]) -> Result<Vec<Section>, &String> {

@@ -1,16 +1,18 @@
 //! What was measured, and what was hoped for.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::goals;
 
 /// One figure: what was measured, several times, and what it should be.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// For programs, and stable: `check.cached.throughput_ratio`.
     pub id: String,
     /// For people, one line.
     pub what: String,
     /// `1/s`, `µs`, `ms`, `MB` (10⁶ bytes), `×` for a ratio; what else there is to say is in `what`.
-    pub unit: &'static str,
+    pub unit: String,
     /// One a round, in the order in which they were taken.
     pub samples: Vec<f64>,
     pub goal: Option<Goal>,
@@ -19,7 +21,7 @@ pub struct Figure {
 }
 
 /// What a figure should be.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
     AtLeast(f64),
@@ -27,6 +29,19 @@ pub enum Goal {
 }
 
 impl Figure {
+    /// One of these samples, with the goal that [`goals`] has for its id.
+    #[must_use]
+    pub fn new(id: &str, what: &str, unit: &str, samples: Vec<f64>, how: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            what: what.to_owned(),
+            unit: unit.to_owned(),
+            samples,
+            goal: goals::of(id),
+            how: how.to_owned(),
+        }
+    }
+
     /// The middle one of the samples, or the mean of the middle two; NaN without samples.
     #[must_use]
     pub fn median(&self) -> f64 {
@@ -57,12 +72,18 @@ impl Figure {
     }
 }
 
+/// The ratios of neighbours: of each sample of one contender to that of the other in the same round.
+#[must_use]
+pub fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {
+    of.iter().zip(to).map(|(of, to)| of / to).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn figure(samples: &[f64], goal: Option<Goal>) -> Figure {
-        Figure { id: "a".into(), what: "b".into(), unit: "×", samples: samples.to_vec(), goal, how: "c".into() }
+        Figure { id: "a".into(), what: "b".into(), unit: "×".into(), samples: samples.to_vec(), goal, how: "c".into() }
     }
 
     #[test]
@@ -79,5 +100,11 @@ mod tests {
         assert_eq!(figure(&[1.0, 2.0, 0.5], Some(Goal::AtLeast(1.0))).is_met(), Some(true));
         assert_eq!(figure(&[1.0, 2.0, 1.5], Some(Goal::AtMost(1.4))).is_met(), Some(false));
         assert_eq!(figure(&[], Some(Goal::AtLeast(1.0))).is_met(), Some(false));
+    }
+
+    #[test]
+    fn ratios_are_of_neighbours_and_not_of_medians() {
+        assert_eq!(ratios(&[2.0, 9.0, 4.0], &[1.0, 3.0, 4.0]), [2.0, 3.0, 1.0]);
+        assert_eq!(ratios(&[2.0], &[]), Vec::<f64>::new());
     }
 }

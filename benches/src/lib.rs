@@ -3,5 +3,24 @@
 //! `make bench` runs all of it and writes `docs/PERFORMANCE.md` and, for programs, `docs/performance.json`. Contenders are
 //! interleaved, A B A B, and compared by the ratios of neighbouring runs: machines are noisy, and what disturbs one
 //! disturbs its neighbour too.
+//!
+//! A [`section`] measures [`figure`]s in a [`context`], which knows the programs, the cores and the time; [`goals`] says what
+//! they should be, and [`report`] writes them down. [`sections`] has the list of all.
 
+pub mod capture;
+pub mod checks;
+pub mod context;
+pub mod cost;
 pub mod figure;
+pub mod goals;
+pub mod ledgers;
+pub mod machine;
+pub mod paper;
+pub mod peers;
+pub mod report;
+pub mod run;
+pub mod section;
+pub mod sections;
+pub mod served;
+pub mod template;
+pub mod wire;

@@ -1,3 +1,98 @@
 //! `make bench`.
 
-fn main() {}
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tollgate_benches::{
+    context::Context,
+    report::{self, Report},
+    run,
+    section::Section,
+    sections,
+};
+
+/// Measures what Tollgate costs, and writes it down.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Measure only this section, and write nothing unless --output says where; may be repeated
+    #[arg(long, value_name = "SECTION")]
+    only: Vec<String>,
+    /// How often to measure everything
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
+    rounds: u16,
+    /// See whether everything works, in a minute: what is measured means nothing, and nothing is written unless --output says where
+    #[arg(long)]
+    quick: bool,
+    /// Where to write PERFORMANCE.md and performance.json [default: docs]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Only list the sections
+    #[arg(long)]
+    list: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = async {
+        let cli = Cli::parse();
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        // What is dropped takes its child processes with it.
+        tokio::select! {
+            done = bench(cli) => done,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    };
+    match done.await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tollgate-benches: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn bench(cli: Cli) -> Result<()> {
+    if cli.list {
+        for section in sections::ALL {
+            println!("{:12} {} (at most {} s)", section.name, section.title, section.budget.as_secs());
+        }
+        return Ok(());
+    }
+    let sections = match sections::named(&cli.only) {
+        Ok(sections) => sections,
+        Err(unknown) => bail!("there is no section {unknown}: --list shows all"),
+    };
+    // Which cargo would have to build first.
+    let slow = |section: &Section| cli.quick && cli.only.is_empty() && section.name == "stages";
+    let sections: Vec<_> = sections.into_iter().filter(|section| !slow(section)).collect();
+    let rounds = if cli.quick { 1 } else { usize::from(cli.rounds) };
+    let context = Context::new(rounds, cli.quick).await?;
+    let report = run::run(&context, &sections).await?;
+    let output = match cli.output {
+        Some(output) => Some(output),
+        None if cli.quick || !cli.only.is_empty() => None,
+        None => Some(context.root.join("docs")),
+    };
+    print!("{}", report.to_text());
+    if let Some(output) = output {
+        write(&report, &output)?;
+    }
+    Ok(())
+}
+
+fn write(report: &Report, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (name, text) in [(report::JSON, report.to_json()?), (report::MARKDOWN, report.to_markdown())] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! On what, and with what, it was measured.
+
+use std::{path::Path, process::Stdio};
+
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use crate::context::Context;
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    /// In 10⁹ bytes.
+    pub memory_gb: u64,
+    pub kernel: String,
+    /// Who ran where; a sentence.
+    pub pinning: String,
+}
+
+/// One of the programs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Version {
+    pub program: String,
+    pub version: String,
+}
+
+impl Machine {
+    /// This one. What cannot be found out is `unknown`.
+    #[must_use]
+    pub fn look(context: &Context) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let unknown = || "unknown".to_owned();
+        let after = |text: &str, key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let memory = after(&read("/proc/meminfo"), "MemTotal");
+        let memory = memory.and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or_default();
+        let cpus = read("/proc/cpuinfo");
+        Self {
+            cpu: after(&cpus, "model name").unwrap_or_else(unknown),
+            cores: cpus.lines().filter(|line| line.starts_with("processor")).count(),
+            memory_gb: (memory * 1024 + 500_000_000) / 1_000_000_000,
+            kernel: Some(read("/proc/sys/kernel/osrelease").trim().to_owned())
+                .filter(|kernel| !kernel.is_empty())
+                .unwrap_or_else(unknown),
+            pinning: context.pinning(),
+        }
+    }
+}
+
+/// The programs that were run. One that is not there is left out.
+pub async fn versions(context: &Context) -> Vec<Version> {
+    let tollgate = context.programs.join("tollgate");
+    let envoy = tollgate_local::stack::Envoy::fetched(&context.root, None).unwrap_or_else(|_| "envoy".into());
+    let asked = [
+        ("Tollgate", tollgate.as_path()),
+        ("rustc", Path::new("rustc")),
+        ("Envoy", &envoy),
+        ("h2load", Path::new("h2load")),
+        ("wrk", Path::new("wrk")),
+    ];
+    let mut versions = Vec::new();
+    for (program, path) in asked {
+        if let Some(version) = ask(path).await {
+            versions.push(Version { program: program.to_owned(), version });
+        }
+    }
+    versions
+}
+
+/// What a program says of its version, without its name.
+async fn ask(program: &Path) -> Option<String> {
+    let told = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output().await.ok()?;
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    version(text.lines().find(|line| !line.trim().is_empty())?)
+}
+
+/// The first thing in a line that has a digit and a dot in it, without what is wrapped around it.
+fn version(line: &str) -> Option<String> {
+    let mut words = line.split([' ', '/']).map(|word| word.trim_matches(['[', ']', '(', ')', ',']));
+    let version = |word: &&str| word.contains('.') && word.contains(|letter: char| letter.is_ascii_digit());
+    words.find(version).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_found_in_what_each_program_says() {
+        for (line, expected) in [
+            ("tollgate 0.1.0", "0.1.0"),
+            ("envoy  version: 9e5580933739/1.40.0/Clean/RELEASE/BoringSSL", "1.40.0"),
+            ("rustc 1.95.0 (59807616e 2026-04-14)", "1.95.0"),
+            ("h2load nghttp2/1.52.0", "1.52.0"),
+            ("wrk debian/4.1.0-3+b2 [epoll] Copyright (C) 2012 Will Glozer", "4.1.0-3+b2"),
+        ] {
+            assert_eq!(version(line).as_deref(), Some(expected), "{line}");
+        }
+        assert_eq!(version("no version"), None);
+    }
+}

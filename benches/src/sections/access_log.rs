@@ -1,0 +1,258 @@
+//! What an entry of the access log costs.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::accesslog::v3::{
+    StreamAccessLogsMessage, stream_access_logs_message::LogEntries,
+};
+use futures_util::future::try_join_all;
+use prost::Message as _;
+use tollgate_local::stack::{Process, free_port, wait_for};
+use tokio::process::Command;
+
+use crate::{
+    capture::{READ, RESULT, SUBMISSION},
+    context::Context,
+    cost::processor_time,
+    figure::{Figure, ratios},
+    ledgers,
+    section::Measured,
+    served::{self, Around, count},
+    template::{DIGITS, Log, Template},
+    wire::Connection,
+};
+
+/// As many as an Envoy at its default has on this machine: one for each worker thread, each on a connection of its own.
+const STREAMS: u64 = 2;
+/// Envoy sends what has come in 50 ms: this many of each worker at 4000 requests a second.
+const ENTRIES_OF_A_MESSAGE: u64 = 100;
+const WHO: &str = "a tonic client with messages encoded before, 2 streams on 2 connections, 100 entries a message; entries as \
+                   Envoy 1.40.0 sends them under the shipped bootstrap (benches/data/log_*.binpb), each of another task";
+
+/// Measures.
+pub async fn run(context: &Context) -> Result<Measured> {
+    let mut figures = classified(context).await?;
+    figures.extend(durable(context).await?);
+    Ok(Measured {
+        about: "Envoy streams its log of finished requests; Tollgate decodes and classifies each entry and, with billing, makes \
+                it durable. The floor is a tonic server that drops each message after decoding it."
+            .to_owned(),
+        figures,
+        notes: vec![
+            "Counting and forgetting is what Tollgate does with entries while billing is off. With billing each entry is \
+             another task's or workflow's, and counts once its row is committed (WAL, `synchronous=FULL`); FlowMesh and \
+             Runmesh are out of reach meanwhile, so that nothing but the intake is measured."
+                .to_owned(),
+        ],
+    })
+}
+
+/// One of the captured messages: its identifier, and its entry with places for the numbers.
+fn captured(root: &Path, file: &str) -> Result<(Vec<u8>, Template)> {
+    let path = root.join("benches/data").join(file);
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let message = StreamAccessLogsMessage::decode(Bytes::from(bytes)).with_context(|| format!("{file} is no message"))?;
+    let identifier = message.identifier.map(|identifier| identifier.encode_to_vec()).unwrap_or_default();
+    let Some(LogEntries::HttpLogs(logs)) = message.log_entries else { bail!("{file} has no entries") };
+    let entry = logs.log_entry.first().with_context(|| format!("{file} has no entry"))?;
+    let encoded = entry.encode_to_vec();
+    let ids = ids(&encoded);
+    ensure!(!ids.is_empty(), "{file} has no id to replace");
+    let texts: Vec<&str> = ids.iter().map(String::as_str).collect();
+    Ok((identifier, Template::new(encoded, &texts)?))
+}
+
+/// The last [`DIGITS`] characters of each task, workflow and submission id in an encoded entry, each once.
+fn ids(entry: &[u8]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    let short = |prefix: &'static [u8]| entry.windows(4 + DIGITS).filter(move |id| id.starts_with(prefix));
+    // A submission's id is a UUID of version 7; those of Envoy's own requests are of version 4.
+    let version_7 = |id: &&[u8]| id[14] == b'7' && [8, 13, 18, 23].iter().all(|&at| id[at] == b'-');
+    let found = short(b"tsk-").chain(short(b"wfl-")).chain(entry.windows(24 + DIGITS).filter(version_7));
+    for id in found.filter_map(|id| std::str::from_utf8(&id[id.len() - DIGITS..]).ok()) {
+        if id.bytes().all(|byte| byte.is_ascii_hexdigit()) && !ids.iter().any(|known| known == id) {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
+}
+
+/// Entries of these kinds in turn.
+fn log(root: &Path, kinds: &[&str]) -> Result<Log> {
+    let mut entries = Vec::new();
+    let mut identifier = Vec::new();
+    for kind in kinds {
+        let (of, entry) = captured(root, kind)?;
+        identifier = of;
+        entries.push(entry);
+    }
+    Ok(Log::new(identifier, entries, ENTRIES_OF_A_MESSAGE))
+}
+
+/// Results of tasks.
+pub(super) fn results(root: &Path) -> Result<Log> {
+    log(root, &[RESULT])
+}
+
+/// Sends entries until the server has taken all of them.
+pub(super) async fn send(address: &str, log: &Log, entries: u64) -> Result<()> {
+    let each = entries.div_ceil(STREAMS);
+    let streams = (0..STREAMS).map(|stream| async move {
+        let (first, end) = (stream * each, ((stream + 1) * each).min(entries));
+        let log = log.clone();
+        let starts = log.starts(first..end);
+        let messages = tokio_stream::iter(starts.map(move |start| log.message(start, end, start == first)));
+        Connection::open(address).await?.log(messages).await
+    });
+    try_join_all(streams).await?;
+    Ok(())
+}
+
+/// What so many entries took.
+struct Took {
+    wall: Duration,
+    processor: Duration,
+}
+
+impl Took {
+    async fn by(address: &str, pid: u32, log: &Log, entries: u64) -> Result<Self> {
+        let (before, begun) = (processor_time(pid)?, Instant::now());
+        send(address, log, entries).await?;
+        Ok(Self { wall: begun.elapsed(), processor: processor_time(pid)?.saturating_sub(before) })
+    }
+}
+
+/// The floor, listening.
+async fn floor(context: &Context) -> Result<(Process, String)> {
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let mut command = Command::new(context.on_server_core(&context.program("floor")?)?);
+    command.args(["--listen", &address]);
+    let floor = Process::start("floor", command, None)?;
+    let listens = wait_for("the floor to listen", Duration::from_secs(10), async || {
+        tokio::net::TcpStream::connect(&address).await.ok().map(drop)
+    });
+    listens.await.with_context(|| floor.last_lines())?;
+    Ok((floor, address))
+}
+
+async fn classified(context: &Context) -> Result<Vec<Figure>> {
+    let log = log(&context.root, &[SUBMISSION, RESULT, READ])?;
+    let entries = if context.quick { 3_000 } else { 300_000 };
+    let tollgate = served::tollgate(context, &Around::default(), None).await?;
+    let (floor, floor_address) = floor(context).await?;
+    let (pid, floor_pid) = (tollgate.process().pid(), floor.pid());
+    // Warm.
+    send(tollgate.grpc(), &log, entries / 10).await?;
+    send(&floor_address, &log, entries / 10).await?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..context.rounds {
+        context.progress("access_log", round, "entries counted and forgotten");
+        ours.push(Took::by(tollgate.grpc(), pid, &log, entries).await?);
+        theirs.push(Took::by(&floor_address, floor_pid, &log, entries).await?);
+    }
+    let expected = count(entries / 10 + entries * context.rounds as u64);
+    let counted = served::metric(&tollgate, "tollgate_log_entries_total").await?;
+    ensure!((counted - expected).abs() < 0.5, "Tollgate has counted {counted} entries of {expected}");
+    let unbilled = r#"tollgate_log_entries_total{kind="ignored_no_billing"}"#;
+    let classified = served::metric(&tollgate, unbilled).await?;
+    ensure!((classified - expected).abs() < 0.5, "only {classified} of {expected} entries were events");
+    floor.kill_hard().await?;
+    tollgate.kill_hard().await?;
+
+    let a_second = |took: &[Took]| took.iter().map(|took| count(entries) / took.wall.as_secs_f64()).collect::<Vec<_>>();
+    let a_core = |took: &[Took]| -> Vec<f64> {
+        // A tick at least: what takes less than one cannot be told from nothing.
+        took.iter().map(|took| count(entries) / took.processor.as_secs_f64().max(0.01)).collect()
+    };
+    let figure = |id: &str, what: &str, unit: &str, samples, how: &str| Figure::new(id, what, unit, samples, how);
+    let how = format!("{entries} entries in a round: {WHO}; until every stream is answered");
+    let how_core = format!("{how}; entries / (utime + stime of the server)");
+    Ok(vec![
+        figure("access_log.entries_per_core_second", "Entries decoded and classified per second of processor time", "1/s", a_core(&ours), &how_core),
+        figure("access_log.floor_entries_per_core_second", "The floor: decoded and dropped", "1/s", a_core(&theirs), &how_core),
+        figure("access_log.cost_ratio", "Processor time of an entry, Tollgate / floor", "×", ratios(&a_core(&theirs), &a_core(&ours)), &how_core),
+        figure("access_log.entries_per_second", "The same by the clock, server and generator on a core each", "1/s", a_second(&ours), &how),
+        figure("access_log.floor_entries_per_second", "The floor by the clock", "1/s", a_second(&theirs), &how),
+    ])
+}
+
+/// Every other entry is a submission that made a workflow; the others are the results of their tasks.
+async fn durable(context: &Context) -> Result<Vec<Figure>> {
+    let log = log(&context.root, &[SUBMISSION, RESULT])?;
+    let entries: u64 = if context.quick { 2_000 } else { 60_000 };
+    let (mut rates, mut costs) = (Vec::new(), Vec::new());
+    let rounds = context.rounds.min(3);
+    for round in 0..rounds {
+        context.progress("access_log", round, "entries made durable");
+        let dir = context.folder()?;
+        let path = dir.path().join("ledger.db");
+        let tollgate = served::tollgate(context, &Around::default(), Some(&path)).await?;
+        let mut file = ledgers::open(&path, true).await?;
+        let (before, begun) = (served::used(&tollgate)?, Instant::now());
+        let committed = async {
+            let all = "SELECT (SELECT COALESCE(MAX(rowid), 0) FROM tasks) + (SELECT COALESCE(MAX(rowid), 0) FROM workflows)";
+            wait_for("all entries to be durable", Duration::from_secs(60), async || {
+                let rows = ledgers::number(&mut file, all).await.ok()?;
+                (rows >= entries).then(|| begun.elapsed())
+            })
+            .await
+        };
+        let ((), took) = tokio::try_join!(send(tollgate.grpc(), &log, entries), committed)?;
+        let used = served::used(&tollgate)?.saturating_sub(before);
+        let tasks = ledgers::number(&mut file, "SELECT COUNT(*) FROM tasks").await?;
+        let owned = "SELECT COUNT(*) FROM workflows WHERE attribution = 'log'";
+        let workflows = ledgers::number(&mut file, owned).await?;
+        ensure!(tasks + workflows == entries, "{entries} entries became {tasks} tasks and {workflows} workflows");
+        rates.push(count(entries) / took.as_secs_f64());
+        costs.push(used.as_secs_f64() * 1e6 / count(entries));
+        tollgate.kill_hard().await?;
+    }
+    let how = format!(
+        "{entries} entries, half of them submissions with their workflows, half results: {WHO}; from the first message until \
+         every row is committed, seen by another connection to the ledger"
+    );
+    Ok(vec![
+        Figure::new("access_log.durable_per_second", "Events of different tasks and workflows made durable", "1/s", rates, &how),
+        Figure::new("access_log.durable_cost", "Processor time of one of them", "µs", costs, &how),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    }
+
+    #[test]
+    fn the_captured_entries_are_what_tollgate_bills_by() {
+        use tollgate::access_log::event::{Event, extract};
+        let entry = |file| {
+            let (_, template) = captured(&root(), file).unwrap();
+            let entry = envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry::decode(template.message(7)).unwrap();
+            extract(&entry, jiff::Timestamp::now()).unwrap()
+        };
+        match entry(SUBMISSION) {
+            Event::Submitted { workflow_id, submission_id, .. } => {
+                assert_eq!(workflow_id, "wfl-000000000007");
+                assert!(submission_id.ends_with("-000000000007"), "{submission_id}");
+            }
+            other => panic!("{other:?}"),
+        }
+        for file in [RESULT, READ] {
+            assert_eq!(entry(file), Event::TaskEnded { task_id: "tsk-000000000007".into() }, "{file}");
+        }
+    }
+
+    #[test]
+    fn ids_are_found_by_their_form() {
+        let text = b"/api/v1/tasks/tsk-0123456789ab\x02wfl-ba9876543210 0198c0de-1234-7abc-8def-00112233aabb c0de0000-0000-4000-8000-ffffffffffff";
+        assert_eq!(ids(text), ["0123456789ab", "ba9876543210", "00112233aabb"]);
+    }
+}

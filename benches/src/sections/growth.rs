@@ -1,0 +1,176 @@
+//! Whether the cost of one thing grows with how many there are.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tollgate_local::stack::{Tollgate, wait_for};
+
+use crate::{
+    checks::{self, Checks},
+    context::Context,
+    figure::{Figure, ratios},
+    ledgers::{self, Rows},
+    peers::{FlowMesh, LumId, Runmesh},
+    section::Measured,
+    served::{self, Around, count},
+};
+
+/// Connections, and Checks under way at once: two workers of an Envoy that have work.
+const SHAPE: (u64, u64) = (2, 64);
+
+/// Measures.
+pub async fn run(context: &Context) -> Result<Measured> {
+    let mut figures = tokens(context).await?;
+    figures.extend(settling(context).await?);
+    figures.extend(sweeping(context).await?);
+    Ok(Measured {
+        about: "The processor time of one Check, of one settled task, of one sweep, with ever more of them around; as a ratio to \
+                that with the fewest."
+            .to_owned(),
+        figures,
+        notes: vec![
+            "Tollgate remembers 10 000 tokens, whatever is set. For more tokens than that the same code runs with a larger cache \
+             (benches/src/bin/sized.rs, all three sizes alike), whose entries are trusted for long so that no refresh is measured."
+                .to_owned(),
+        ],
+    })
+}
+
+/// The sizes, as they are called in ids, and how many they are.
+fn sizes(context: &Context, full: [u64; 3], quick: [u64; 3]) -> [u64; 3] {
+    if context.quick { quick } else { full }
+}
+
+/// The token of the `n`th Check among so many: none comes again before all others have come, in no order that a cache likes.
+fn token(n: u64, tokens: u64) -> u64 {
+    // Prime, and no factor of any number of tokens here.
+    (n % tokens) * 611_953 % tokens
+}
+
+async fn tokens(context: &Context) -> Result<Vec<Figure>> {
+    let sizes = sizes(context, [10, 10_000, 1_000_000], [10, 100, 1_000]);
+    let each = if context.quick { 1_000 } else { 25_000 };
+    let checks = Checks::captured(&context.root)?;
+    let lum_id = LumId::start(Duration::ZERO).await?;
+    let around = Around { lum_id: Some(lum_id.url()), ..Around::default() };
+    let binary = context.on_server_core(&context.program("sized")?)?;
+    let mut sized = Vec::new();
+    for tokens in sizes {
+        context.progress("growth", 0, format!("{tokens} tokens are made known"));
+        let mut settings = served::settings(&around, None)?;
+        settings.push(("SIZED_CACHE_ENTRIES", (2 * tokens).max(10_000).to_string()));
+        let tollgate = Tollgate::start(&binary, &settings, None).await?;
+        checks::send(tollgate.grpc(), &checks, tokens, SHAPE, move |n| token(n, tokens)).await?;
+        checks::send(tollgate.grpc(), &checks, each / 5, SHAPE, move |n| token(n, tokens)).await?;
+        sized.push((tokens, tollgate, Vec::new()));
+    }
+    let asked = lum_id.asked();
+    for round in 0..context.rounds {
+        context.progress("growth", round, "Checks with few, many and very many tokens");
+        for (tokens, tollgate, costs) in &mut sized {
+            let tokens = *tokens;
+            let before = served::used(tollgate)?;
+            // Others each round, where there are so many.
+            let first = each * round as u64;
+            checks::send(tollgate.grpc(), &checks, each, SHAPE, move |n| token(first + n, tokens)).await?;
+            let used = served::used(tollgate)?.saturating_sub(before);
+            costs.push(used.as_secs_f64() * 1e6 / count(each));
+        }
+    }
+    ensure!(lum_id.asked() == asked, "lum.id was asked {} times meanwhile", lum_id.asked() - asked);
+    let how = format!(
+        "{each} Checks a round, each with the next of so many tokens, all in the cache: {} connections, {} at once; utime + stime",
+        SHAPE.0, SHAPE.1
+    );
+    let mut figures = Vec::new();
+    let few = sized[0].2.clone();
+    for (name, (tokens, tollgate, costs)) in ["few", "many", "very_many"].into_iter().zip(sized) {
+        tollgate.kill_hard().await?;
+        let what = format!("Processor time of a Check, {tokens} tokens");
+        figures.push(Figure::new(&format!("growth.check_{name}"), &what, "µs", costs.clone(), &how));
+        if name != "few" {
+            let what = format!("The same with {tokens} tokens / with {}", sizes[0]);
+            figures.push(Figure::new(&format!("growth.check_{name}_ratio"), &what, "×", ratios(&costs, &few), &how));
+        }
+    }
+    Ok(figures)
+}
+
+/// Tasks that are due, in a ledger with ever more open workflows.
+async fn settling(context: &Context) -> Result<Vec<Figure>> {
+    let [few, many, _] = sizes(context, [10, 100_000, 0], [10, 200, 0]);
+    let tasks = if context.quick { 50 } else { 2_000 };
+    let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
+    for round in 0..context.rounds.min(3) {
+        context.progress("growth", round, "tasks settled");
+        for (workflows, costs) in [(few, &mut with_few), (many, &mut with_many)] {
+            let rows = Rows::Open { workflows, due_tasks: tasks, due_workflows: 0 };
+            let metric = r#"tollgate_posts_total{outcome="posted"}"#;
+            costs.push(work(context, rows, workflows, metric, tasks).await?);
+        }
+    }
+    let how = format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
+    Ok(grown("settle", "of a task settled and billed", [few, many], with_few, with_many, &how))
+}
+
+/// Workflows that are due, among ever more.
+async fn sweeping(context: &Context) -> Result<Vec<Figure>> {
+    let [few, many, _] = sizes(context, [1_000, 100_000, 0], [20, 200, 0]);
+    let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
+    for round in 0..context.rounds.min(3) {
+        context.progress("growth", round, "workflows swept");
+        for (workflows, costs) in [(few, &mut with_few), (many, &mut with_many)] {
+            let rows = Rows::Open { workflows, due_tasks: 0, due_workflows: few };
+            costs.push(work(context, rows, workflows, r#"tollgate_sweeps_total{outcome="open"}"#, few).await?);
+        }
+    }
+    let how = format!("{few} of these workflows are due, until each is asked after; utime + stime");
+    Ok(grown("sweep", "of a workflow swept", [few, many], with_few, with_many, &how))
+}
+
+/// The processor time of one piece, in µs, when so many are counted by `metric`.
+async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, pieces: u64) -> Result<f64> {
+    let dir = context.folder()?;
+    let path = dir.path().join("ledger.db");
+    ledgers::make(&path, rows).await?;
+    let (flowmesh, runmesh) = (FlowMesh::start(workflows).await?, Runmesh::start(Duration::ZERO).await?);
+    let around = Around { flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()), lum_id: None };
+    // What its start costs is no part of this.
+    let idle = served::tollgate(context, &around, None).await?;
+    let start = served::used(&idle)?;
+    idle.kill_hard().await?;
+    let tollgate = served::tollgate(context, &around, Some(&path)).await?;
+    wait_for(format!("{pieces} pieces of work"), Duration::from_secs(60), async || {
+        (tollgate.metric(metric).await? >= count(pieces)).then_some(())
+    })
+    .await?;
+    let used = served::used(&tollgate)?.saturating_sub(start);
+    tollgate.kill_hard().await?;
+    Ok(used.as_secs_f64() * 1e6 / count(pieces))
+}
+
+fn grown(id: &str, what: &str, sizes: [u64; 2], few: Vec<f64>, many: Vec<f64>, how: &str) -> Vec<Figure> {
+    let ratio = ratios(&many, &few);
+    let [fewer, more] = sizes;
+    vec![
+        Figure::new(&format!("growth.{id}_few"), &format!("Processor time {what}, {fewer} open workflows"), "µs", few, how),
+        Figure::new(&format!("growth.{id}_many"), &format!("Processor time {what}, {more} open workflows"), "µs", many, how),
+        Figure::new(&format!("growth.{id}_ratio"), &format!("The same with {more} / with {fewer}"), "×", ratio, how),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_token_comes_once_before_one_comes_again() {
+        for tokens in [10, 100, 1_000, 10_000, 1_000_000] {
+            let seen: HashSet<u64> = (0..tokens).map(|n| token(n, tokens)).collect();
+            assert_eq!(seen.len() as u64, tokens);
+            assert_eq!(token(tokens, tokens), token(0, tokens));
+        }
+    }
+}

@@ -7,12 +7,20 @@
 //! A [`section`] measures [`figure`]s in a [`context`], which knows the programs, the cores and the time; [`goals`] says what
 //! they should be, and [`report`] writes them down. [`sections`] has the list of all.
 
+pub mod bootstrap;
 pub mod context;
+pub mod cpu;
 pub mod figure;
 pub mod goals;
+pub mod h2load;
 pub mod machine;
+pub mod message;
+pub mod paced;
 pub mod paper;
+pub mod percentile;
 pub mod report;
 pub mod run;
 pub mod section;
 pub mod sections;
+pub mod servers;
+pub mod wrk;

@@ -1,5 +1,6 @@
 //! The list of all sections, in the order of the report. A new one is a module and a line here.
 
+mod check;
 mod stages;
 
 use std::time::Duration;
@@ -7,12 +8,20 @@ use std::time::Duration;
 use crate::section::Section;
 
 /// All of them.
-pub const ALL: &[Section] = &[Section {
-    name: "stages",
-    title: "Stages",
-    budget: Duration::from_mins(2),
-    run: |context| Box::pin(stages::run(context)),
-}];
+pub const ALL: &[Section] = &[
+    Section {
+        name: "check",
+        title: "Check",
+        budget: Duration::from_mins(3),
+        run: |context| Box::pin(check::run(context)),
+    },
+    Section {
+        name: "stages",
+        title: "Stages",
+        budget: Duration::from_mins(2),
+        run: |context| Box::pin(stages::run(context)),
+    },
+];
 
 /// The ones with these names, in the order of the report; all when none is named. Or the first name that is none.
 pub fn named(names: &[String]) -> Result<Vec<Section>, &String> {

@@ -102,7 +102,7 @@ impl Drop for Cancelled<'_> {
 
 /// What turned up on the way to a decision, for its log line.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     route: Option<&'static str>,
     token: Option<TokenHash>,
     /// What the memory of tokens had to do with it.
@@ -117,7 +117,8 @@ fn retry_after(wait: Duration) -> u64 {
 }
 
 impl Authz {
-    async fn decide(&self, inquiry: &Inquiry, seen: &mut Seen) -> Decision {
+    /// What is to be said to a request, and nothing said yet.
+    pub async fn decide(&self, inquiry: &Inquiry, seen: &mut Seen) -> Decision {
         let route = match route::classify(&inquiry.method, &inquiry.target) {
             Ok(route) => route,
             Err(reason) => return Decision::Deny(Denial::Path(reason)),

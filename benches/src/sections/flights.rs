@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tollgate::{
     app::Upstreams,
     config::{Config, Options},
-    identity::{Identity, TokenHash, budget::Source},
+    identity::{Identity, TokenHash},
     telemetry::Metrics,
 };
 
@@ -92,7 +92,7 @@ async fn inside(callers: u64, round: u64) -> Result<(f64, Duration)> {
     for _ in 0..callers {
         let (identity, token) = (identity.clone(), token.clone());
         calls.spawn(async move {
-            let resolved = identity.resolve(&token, TokenHash::of(&token), &Source::of("127.0.0.1")).await;
+            let resolved = identity.resolve(&token, TokenHash::of(&token), "127.0.0.1").await;
             resolved.answer.map(|_| begun.elapsed())
         });
     }

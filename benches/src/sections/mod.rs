@@ -2,6 +2,7 @@
 
 mod access_log;
 mod billing;
+mod check;
 mod flights;
 mod growth;
 mod memory;
@@ -15,6 +16,12 @@ use crate::section::Section;
 
 /// All of them.
 pub const ALL: &[Section] = &[
+    Section {
+        name: "check",
+        title: "Check",
+        budget: Duration::from_mins(3),
+        run: |context| Box::pin(check::run(context)),
+    },
     Section {
         name: "access_log",
         title: "Access log",

@@ -31,9 +31,10 @@ impl Checks {
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut request = CheckRequest::decode(Bytes::from(bytes)).context("check.binpb is no CheckRequest")?;
         let http = request.attributes.as_mut().and_then(|all| all.request.as_mut()).and_then(|request| request.http.as_mut());
-        let headers = &mut http.context("check.binpb has no HTTP request")?.headers;
+        let headers = http.and_then(|http| http.header_map.as_mut()).context("check.binpb has no headers")?;
+        let bearer = headers.headers.iter_mut().find(|header| header.key == "authorization");
         let hole = "X".repeat(DIGITS);
-        headers.insert("authorization".to_owned(), format!("{TOKEN}{hole}"));
+        bearer.context("check.binpb has no bearer")?.raw_value = format!("{TOKEN}{hole}").into_bytes();
         Ok(Self(Template::new(request.encode_to_vec(), &[&hole])?))
     }
 
@@ -133,13 +134,18 @@ mod tests {
     #[test]
     fn each_check_has_its_own_token_and_is_otherwise_the_captured_one() {
         let checks = Checks::captured(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
-        let headers = |token| {
-            let request = CheckRequest::decode(checks.of(token)).unwrap();
-            request.attributes.unwrap().request.unwrap().http.unwrap().headers
+        // The bearer, and the request without it.
+        let split = |token| {
+            let mut request = CheckRequest::decode(checks.of(token)).unwrap();
+            let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+            let headers = &mut http.header_map.as_mut().unwrap().headers;
+            let bearer = headers.iter().position(|header| header.key == "authorization").unwrap();
+            (String::from_utf8(headers.remove(bearer).raw_value).unwrap(), request)
         };
-        let (mut one, mut other) = (headers(1), headers(2));
-        assert_eq!(one.remove("authorization").unwrap(), format!("Bearer {}", Checks::token(1)));
-        assert_eq!(other.remove("authorization").unwrap().len(), "Bearer lm_pat_live_".len() + 64);
+        let ((bearer, one), (other_bearer, other)) = (split(1), split(2));
+        assert_eq!(bearer, format!("Bearer {}", Checks::token(1)));
+        assert_eq!(bearer.len(), "Bearer lm_pat_live_".len() + 64);
+        assert_ne!(bearer, other_bearer);
         assert_eq!(one, other);
     }
 

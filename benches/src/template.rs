@@ -150,7 +150,7 @@ mod tests {
         let identifier = Identifier { log_name: "flowmesh".into(), ..Default::default() };
         let log = Log::new(identifier.encode_to_vec(), kinds.to_vec(), 3);
         assert_eq!(log.starts(2..9).collect::<Vec<_>>(), [2, 5, 8]);
-        let decode = |bytes| StreamAccessLogsMessage::decode::<Bytes>(bytes).unwrap();
+        let decode = |bytes: Bytes| StreamAccessLogsMessage::decode(bytes).unwrap();
         let paths = |message: StreamAccessLogsMessage| match message.log_entries {
             Some(LogEntries::HttpLogs(logs)) => {
                 logs.log_entry.into_iter().map(|entry| entry.request.unwrap().path).collect::<Vec<_>>()

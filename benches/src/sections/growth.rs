@@ -1,6 +1,6 @@
 //! Whether the cost of one thing grows with how many there are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tollgate_local::stack::{Tollgate, wait_for};
@@ -55,16 +55,20 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
     let around = Around { lum_id: Some(lum_id.url()), ..Around::default() };
     let binary = context.on_server_core(&context.program("sized")?)?;
     let mut sized = Vec::new();
+    let mut unknown = f64::NAN;
     for tokens in sizes {
         context.progress("growth", 0, format!("{tokens} tokens are made known"));
         let mut settings = served::settings(&around, None)?;
         settings.push(("SIZED_CACHE_ENTRIES", (2 * tokens).max(10_000).to_string()));
         let tollgate = Tollgate::start(&binary, &settings, None).await?;
+        let before = served::used(&tollgate)?;
         checks::send(tollgate.grpc(), &checks, tokens, SHAPE, move |n| token(n, tokens)).await?;
+        unknown = served::used(&tollgate)?.saturating_sub(before).as_secs_f64() * 1e6 / count(tokens);
         checks::send(tollgate.grpc(), &checks, each / 5, SHAPE, move |n| token(n, tokens)).await?;
         sized.push((tokens, tollgate, Vec::new()));
     }
     let asked = lum_id.asked();
+    ensure!(asked == sizes.iter().sum::<u64>(), "lum.id was asked {asked} times for {sizes:?} tokens");
     for round in 0..context.rounds {
         context.progress("growth", round, "Checks with few, many and very many tokens");
         for (tokens, tollgate, costs) in &mut sized {
@@ -82,7 +86,13 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
         "{each} Checks a round, each with the next of so many tokens, all in the cache: {} connections, {} at once; utime + stime",
         SHAPE.0, SHAPE.1
     );
-    let mut figures = Vec::new();
+    let how_unknown = format!(
+        "{} Checks, each with a token that is new, to a lum.id that answers at once: with the call to it; {} connections, {} at \
+         once; utime + stime",
+        sizes[2], SHAPE.0, SHAPE.1
+    );
+    let what = "Processor time of a Check with an unknown token";
+    let mut figures = vec![Figure::new("growth.check_unknown", what, "µs", vec![unknown], &how_unknown)];
     let few = sized[0].2.clone();
     for (name, (tokens, tollgate, costs)) in ["few", "many", "very_many"].into_iter().zip(sized) {
         tollgate.kill_hard().await?;
@@ -103,14 +113,14 @@ async fn settling(context: &Context) -> Result<Vec<Figure>> {
     let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
     for round in 0..context.rounds.min(3) {
         context.progress("growth", round, "tasks settled");
-        for (workflows, costs) in [(few, &mut with_few), (many, &mut with_many)] {
+        for (workflows, worked) in [(few, &mut with_few), (many, &mut with_many)] {
             let rows = Rows::Open { workflows, due_tasks: tasks, due_workflows: 0 };
             let metric = r#"tollgate_posts_total{outcome="posted"}"#;
-            costs.push(work(context, rows, workflows, metric, tasks).await?);
+            worked.push(work(context, rows, workflows, metric, tasks).await?);
         }
     }
     let how = format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
-    Ok(grown("settle", "of a task settled and billed", [few, many], with_few, with_many, &how))
+    Ok(grown("settle", "of a task settled and billed", [few, many], &with_few, &with_many, &how))
 }
 
 /// Workflows that are due, among ever more.
@@ -119,17 +129,25 @@ async fn sweeping(context: &Context) -> Result<Vec<Figure>> {
     let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
     for round in 0..context.rounds.min(3) {
         context.progress("growth", round, "workflows swept");
-        for (workflows, costs) in [(few, &mut with_few), (many, &mut with_many)] {
+        for (workflows, worked) in [(few, &mut with_few), (many, &mut with_many)] {
             let rows = Rows::Open { workflows, due_tasks: 0, due_workflows: few };
-            costs.push(work(context, rows, workflows, r#"tollgate_sweeps_total{outcome="open"}"#, few).await?);
+            worked.push(work(context, rows, workflows, r#"tollgate_sweeps_total{outcome="open"}"#, few).await?);
         }
     }
     let how = format!("{few} of these workflows are due, until each is asked after; utime + stime");
-    Ok(grown("sweep", "of a workflow swept", [few, many], with_few, with_many, &how))
+    Ok(grown("sweep", "of a workflow swept", [few, many], &with_few, &with_many, &how))
 }
 
-/// The processor time of one piece, in µs, when so many are counted by `metric`.
-async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, pieces: u64) -> Result<f64> {
+/// What work of one kind took.
+struct Worked {
+    /// Processor time of one piece, in µs.
+    cost: f64,
+    /// Pieces a second.
+    rate: f64,
+}
+
+/// Works until so many pieces are counted by `metric`.
+async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, pieces: u64) -> Result<Worked> {
     let dir = context.folder()?;
     let path = dir.path().join("ledger.db");
     ledgers::make(&path, rows).await?;
@@ -140,22 +158,26 @@ async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, piece
     let start = served::used(&idle)?;
     idle.kill_hard().await?;
     let tollgate = served::tollgate(context, &around, Some(&path)).await?;
+    let begun = Instant::now();
     wait_for(format!("{pieces} pieces of work"), Duration::from_secs(60), async || {
         (tollgate.metric(metric).await? >= count(pieces)).then_some(())
     })
     .await?;
+    let took = begun.elapsed();
     let used = served::used(&tollgate)?.saturating_sub(start);
     tollgate.kill_hard().await?;
-    Ok(used.as_secs_f64() * 1e6 / count(pieces))
+    Ok(Worked { cost: used.as_secs_f64() * 1e6 / count(pieces), rate: count(pieces) / took.as_secs_f64() })
 }
 
-fn grown(id: &str, what: &str, sizes: [u64; 2], few: Vec<f64>, many: Vec<f64>, how: &str) -> Vec<Figure> {
-    let ratio = ratios(&many, &few);
+fn grown(id: &str, what: &str, sizes: [u64; 2], few: &[Worked], many: &[Worked], how: &str) -> Vec<Figure> {
+    let costs = |of: &[Worked]| of.iter().map(|worked| worked.cost).collect::<Vec<_>>();
     let [fewer, more] = sizes;
+    let figure = |end: &str, what: &str, unit: &str, samples| Figure::new(&format!("growth.{id}_{end}"), what, unit, samples, how);
     vec![
-        Figure::new(&format!("growth.{id}_few"), &format!("Processor time {what}, {fewer} open workflows"), "µs", few, how),
-        Figure::new(&format!("growth.{id}_many"), &format!("Processor time {what}, {more} open workflows"), "µs", many, how),
-        Figure::new(&format!("growth.{id}_ratio"), &format!("The same with {more} / with {fewer}"), "×", ratio, how),
+        figure("few", &format!("Processor time {what}, {fewer} open workflows"), "µs", costs(few)),
+        figure("many", &format!("Processor time {what}, {more} open workflows"), "µs", costs(many)),
+        figure("ratio", &format!("The same with {more} / with {fewer}"), "×", ratios(&costs(many), &costs(few))),
+        figure("rate", &format!("So many a second {what}, {more} open workflows"), "1/s", many.iter().map(|of| of.rate).collect()),
     ]
 }
 

@@ -1,6 +1,8 @@
 //! The list of all sections, in the order of the report. A new one is a module and a line here.
 
 mod check;
+mod envoy;
+mod predecessor;
 mod stages;
 
 use std::time::Duration;
@@ -14,6 +16,18 @@ pub const ALL: &[Section] = &[
         title: "Check",
         budget: Duration::from_mins(3),
         run: |context| Box::pin(check::run(context)),
+    },
+    Section {
+        name: "envoy",
+        title: "Through Envoy",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(envoy::run(context)),
+    },
+    Section {
+        name: "predecessor",
+        title: "The predecessor",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(predecessor::run(context)),
     },
     Section {
         name: "stages",

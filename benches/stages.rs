@@ -2,8 +2,9 @@
 
 use std::hint::black_box;
 
+use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry;
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage as WholeLogs;
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest as WholeCheckRequest;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -12,18 +13,15 @@ use tollgate::{
     access_log::event,
     authz::{Seen, request, response},
     identity::TokenHash,
-    wire::{CheckRequest, HttpLogEntry},
+    wire::{CheckRequest, LogEntries, StreamAccessLogsMessage},
 };
-use tollgate_benches::{entries, inside, message, servers::TOKEN};
-use tollgate_local::{cast, stack::ALICE};
+use tollgate_benches::{inside, servers::TOKEN};
 
 fn check(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
-    let lum_id = runtime.block_on(cast::lum_id("127.0.0.1:0")).expect("a stand-in");
-    let authz = runtime.block_on(inside::authz(&lum_id.url(), ALICE.token)).expect("a token that is known");
-    let sent = message::request(message::TASK).expect("what was captured").encode_to_vec();
-    let sent = bytes::Bytes::from(sent);
+    let (authz, _lum_id) = runtime.block_on(inside::authz()).expect("a token that is known");
+    let sent = inside::poll().expect("what was captured");
     let request = CheckRequest::decode(sent.clone()).expect("a Check");
     let inquiry = request::parse(request.clone());
     let decide = || authz.decide(black_box(&inquiry), &mut Seen::default()).now_or_never().expect("from memory");
@@ -48,13 +46,17 @@ fn check(c: &mut Criterion) {
 fn log(c: &mut Criterion) {
     let now = Timestamp::now();
     let mut group = c.benchmark_group("log");
-    for (name, entry) in entries::captured() {
-        let entry = bytes::Bytes::from(entry);
+    for (name, message) in inside::LOGS {
+        let message = Bytes::from_static(message);
         group.bench_function(name, |b| {
-            b.iter(|| event::extract(&HttpLogEntry::decode(entry.clone()).expect("an entry"), now));
+            b.iter(|| {
+                let message = StreamAccessLogsMessage::decode(message.clone()).expect("a message");
+                let Some(LogEntries::Http(logs)) = message.log_entries else { panic!("no HTTP") };
+                logs.log_entry.iter().map(|entry| event::extract(entry, now)).collect::<Vec<_>>()
+            });
         });
         group.bench_function(format!("{name}_decode_all"), |b| {
-            b.iter(|| HttpAccessLogEntry::decode(entry.clone()).expect("an entry"));
+            b.iter(|| WholeLogs::decode(message.clone()).expect("a message"));
         });
     }
     group.finish();

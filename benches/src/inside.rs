@@ -1,7 +1,9 @@
 //! Check in this process: what answers, without a connection.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
+use prost::Message as _;
 use tokio_util::task::TaskTracker;
 use tollgate::{
     app::Upstreams,
@@ -13,13 +15,36 @@ use tollgate::{
     supplier::Suppliers,
     telemetry::Metrics,
 };
+use tollgate_local::{cast, standin::LumId};
 
-/// An Authz as [`tollgate::app`] makes it without billing, that knows whose `token` is; lum.id is at `lum_id`.
+use crate::{message, servers::TOKEN};
+
+/// Log messages as Envoy sends them, with one entry each.
+pub const LOGS: [(&str, &[u8]); 3] = [
+    ("submission", include_bytes!("../data/log_submission.binpb")),
+    ("result", include_bytes!("../data/log_result.binpb")),
+    ("read", include_bytes!("../data/log_read.binpb")),
+];
+
+/// The Check of a client that polls its workflow, with [`TOKEN`].
 ///
 /// # Errors
-/// When lum.id does not know the token.
-pub async fn authz(lum_id: &str, token: &str) -> Result<Authz> {
-    let options = Options { lum_id_base_url: Some(lum_id.to_owned()), ..Options::default() };
+/// When what was captured is no Check.
+pub fn poll() -> Result<Bytes> {
+    let mut request = message::request("")?;
+    let http = request.attributes.as_mut().and_then(|all| all.request.as_mut()?.http.as_mut());
+    http.context("no HTTP")?.path = "/api/v1/workflows/wfl-00000000-0000-4000-8000-000000000000?view=status".to_owned();
+    Ok(request.encode_to_vec().into())
+}
+
+/// An Authz as [`tollgate::app`] makes it without billing, that knows whose [`TOKEN`] is, and its lum.id.
+///
+/// # Errors
+/// When that does not start, or does not know the token.
+pub async fn authz() -> Result<(Authz, LumId)> {
+    let lum_id = cast::lum_id("127.0.0.1:0").await.context("cannot start the lum.id stand-in")?;
+    lum_id.user(TOKEN, "user-alice", Some("alice@example.com"), &["flowmesh:*"]);
+    let options = Options { lum_id_base_url: Some(lum_id.url()), ..Options::default() };
     let config = Config::parse(options).map_err(|error| anyhow!("{error}"))?;
     let upstreams = Upstreams::new(&config)?;
     let metrics = Metrics::register(&mut Registry::default());
@@ -37,7 +62,7 @@ pub async fn authz(lum_id: &str, token: &str) -> Result<Authz> {
         last_check: LastCheck::default(),
         metrics,
     };
-    let resolved = authz.identity.resolve(token, TokenHash::of(token), "127.0.0.1").await;
+    let resolved = authz.identity.resolve(TOKEN, TokenHash::of(TOKEN), "127.0.0.1").await;
     resolved.answer.map_err(|error| anyhow!("lum.id does not know the token: {error}"))?;
-    Ok(authz)
+    Ok((authz, lum_id))
 }

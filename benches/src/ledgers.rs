@@ -101,8 +101,11 @@ fn running(tasks: u64, now: i64) -> [String; 2] {
 pub async fn open(path: &Path, read_only: bool) -> Result<SqliteConnection> {
     let options = SqliteConnectOptions::from_str("sqlite:")?.filename(path).read_only(read_only).foreign_keys(false);
     // What is made here is thrown away.
-    let options =
-        if read_only { options } else { options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off) };
+    let options = if read_only {
+        options
+    } else {
+        options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off)
+    };
     SqliteConnection::connect_with(&options).await.with_context(|| format!("cannot open {}", path.display()))
 }
 
@@ -112,7 +115,9 @@ fn spread(number: &str) -> String {
 }
 
 fn numbers(count: u64) -> String {
-    format!("WITH RECURSIVE numbers(n) AS (SELECT 0 WHERE {count} > 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {count})")
+    format!(
+        "WITH RECURSIVE numbers(n) AS (SELECT 0 WHERE {count} > 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {count})"
+    )
 }
 
 fn statements(rows: Rows, now: i64) -> Vec<String> {
@@ -125,7 +130,9 @@ fn statements(rows: Rows, now: i64) -> Vec<String> {
     match rows {
         Rows::Posted(charges) => all.extend(posted(charges, now)),
         Rows::Pending(charges) => all.extend(pending(charges, now)),
-        Rows::Open { workflows, due_tasks, due_workflows } => all.extend(open_rows(workflows, due_tasks, due_workflows, now)),
+        Rows::Open { workflows, due_tasks, due_workflows } => {
+            all.extend(open_rows(workflows, due_tasks, due_workflows, now))
+        }
     }
     all
 }
@@ -247,7 +254,8 @@ mod tests {
         make(&path, Rows::Posted(1001)).await.unwrap();
         assert_eq!(count(&path, "SELECT COUNT(*) FROM charges WHERE state = 'posted'").await, 1001);
         assert_eq!(count(&path, "SELECT COUNT(*) FROM workflows WHERE state = 'settled'").await, 251);
-        let stray = "SELECT COUNT(*) FROM charges LEFT JOIN workflows USING (workflow_id) WHERE workflows.state IS NULL";
+        let stray =
+            "SELECT COUNT(*) FROM charges LEFT JOIN workflows USING (workflow_id) WHERE workflows.state IS NULL";
         assert_eq!(count(&path, stray).await, 0);
         assert_eq!(count(&path, "SELECT COUNT(*) FROM pragma_foreign_key_check").await, 0);
 

@@ -146,7 +146,7 @@ mod tests {
             |name: &str| headers.iter().find(|header| header.key == name).map(|header| header.raw_value.clone());
         assert_eq!(header("authorization"), Some(format!("Bearer {TOKEN}").into_bytes()));
         assert_eq!(header("x-request-id").map(|id| id.len()), Some(36));
-        assert_eq!(header("x-forwarded-for"), Some(b"127.0.0.1".to_vec()));
+        assert!(header("x-forwarded-for").is_some());
         assert_eq!(header("user-agent"), None, "it is not among those that are allowed");
         assert!(attributes.metadata_context.unwrap().filter_metadata.contains_key("tollgate"));
     }

@@ -22,7 +22,13 @@ const ANYBODY: &str = "lm_pat_live_c01d";
 /// A token that no other call of the same process has had, as long as [`TOKEN`].
 #[must_use]
 pub fn fresh_token(number: u64) -> String {
-    format!("{ANYBODY}{:044x}{number:016x}", std::process::id())
+    format!("{}{number:016x}", fresh_prefix(0))
+}
+
+/// With what 16 hexadecimal digits behind it is such a token; each number has tokens of its own, and zero those of [`fresh_token`].
+#[must_use]
+pub fn fresh_prefix(number: u64) -> String {
+    format!("{ANYBODY}{:028x}{number:016x}", std::process::id())
 }
 
 /// The bare server.

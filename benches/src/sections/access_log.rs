@@ -7,13 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use envoy_types::pb::envoy::service::accesslog::v3::{
-    StreamAccessLogsMessage, stream_access_logs_message::LogEntries,
-};
+use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, stream_access_logs_message::LogEntries};
 use futures_util::future::try_join_all;
 use prost::Message as _;
-use tollgate_local::stack::{Process, free_port, wait_for};
 use tokio::process::Command;
+use tollgate_local::stack::{Process, free_port, wait_for};
 
 use crate::{
     capture::{READ, RESULT, SUBMISSION},
@@ -56,7 +54,8 @@ pub async fn run(context: &Context) -> Result<Measured> {
 fn captured(root: &Path, file: &str) -> Result<(Vec<u8>, Template)> {
     let path = root.join("benches/data").join(file);
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let message = StreamAccessLogsMessage::decode(Bytes::from(bytes)).with_context(|| format!("{file} is no message"))?;
+    let message =
+        StreamAccessLogsMessage::decode(Bytes::from(bytes)).with_context(|| format!("{file} is no message"))?;
     let identifier = message.identifier.map(|identifier| identifier.encode_to_vec()).unwrap_or_default();
     let Some(LogEntries::HttpLogs(logs)) = message.log_entries else { bail!("{file} has no entries") };
     let entry = logs.log_entry.first().with_context(|| format!("{file} has no entry"))?;
@@ -173,10 +172,34 @@ async fn classified(context: &Context) -> Result<Vec<Figure>> {
     let how = format!("{entries} entries in a round: {WHO}; until every stream is answered");
     let how_core = format!("{how}; entries / (utime + stime of the server)");
     Ok(vec![
-        figure("access_log.entries_per_core_second", "Entries decoded and classified per second of processor time", "1/s", a_core(&ours), &how_core),
-        figure("access_log.floor_entries_per_core_second", "The floor: decoded and dropped", "1/s", a_core(&theirs), &how_core),
-        figure("access_log.cost_ratio", "Processor time of an entry, Tollgate / floor", "×", ratios(&a_core(&theirs), &a_core(&ours)), &how_core),
-        figure("access_log.entries_per_second", "The same by the clock, server and generator on a core each", "1/s", a_second(&ours), &how),
+        figure(
+            "access_log.entries_per_core_second",
+            "Entries decoded and classified per second of processor time",
+            "1/s",
+            a_core(&ours),
+            &how_core,
+        ),
+        figure(
+            "access_log.floor_entries_per_core_second",
+            "The floor: decoded and dropped",
+            "1/s",
+            a_core(&theirs),
+            &how_core,
+        ),
+        figure(
+            "access_log.cost_ratio",
+            "Processor time of an entry, Tollgate / floor",
+            "×",
+            ratios(&a_core(&theirs), &a_core(&ours)),
+            &how_core,
+        ),
+        figure(
+            "access_log.entries_per_second",
+            "The same by the clock, server and generator on a core each",
+            "1/s",
+            a_second(&ours),
+            &how,
+        ),
         figure("access_log.floor_entries_per_second", "The floor by the clock", "1/s", a_second(&theirs), &how),
     ])
 }
@@ -195,7 +218,8 @@ async fn durable(context: &Context) -> Result<Vec<Figure>> {
         let mut file = ledgers::open(&path, true).await?;
         let (before, begun) = (served::used(&tollgate)?, Instant::now());
         let committed = async {
-            let all = "SELECT (SELECT COALESCE(MAX(rowid), 0) FROM tasks) + (SELECT COALESCE(MAX(rowid), 0) FROM workflows)";
+            let all =
+                "SELECT (SELECT COALESCE(MAX(rowid), 0) FROM tasks) + (SELECT COALESCE(MAX(rowid), 0) FROM workflows)";
             wait_for("all entries to be durable", Duration::from_secs(60), async || {
                 let rows = ledgers::number(&mut file, all).await.ok()?;
                 (rows >= entries).then(|| begun.elapsed())
@@ -217,7 +241,13 @@ async fn durable(context: &Context) -> Result<Vec<Figure>> {
          every row is committed, seen by another connection to the ledger"
     );
     Ok(vec![
-        Figure::new("access_log.durable_per_second", "Events of different tasks and workflows made durable", "1/s", rates, &how),
+        Figure::new(
+            "access_log.durable_per_second",
+            "Events of different tasks and workflows made durable",
+            "1/s",
+            rates,
+            &how,
+        ),
         Figure::new("access_log.durable_cost", "Processor time of one of them", "µs", costs, &how),
     ])
 }
@@ -235,7 +265,7 @@ mod tests {
         use tollgate::access_log::event::{Event, extract};
         let entry = |file| {
             let (_, template) = captured(&root(), file).unwrap();
-            let entry = envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry::decode(template.message(7)).unwrap();
+            let entry = tollgate::wire::HttpLogEntry::decode(template.message(7)).unwrap();
             extract(&entry, jiff::Timestamp::now()).unwrap()
         };
         match entry(SUBMISSION) {

@@ -119,7 +119,8 @@ async fn settling(context: &Context) -> Result<Vec<Figure>> {
             worked.push(work(context, rows, workflows, metric, tasks).await?);
         }
     }
-    let how = format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
+    let how =
+        format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
     Ok(grown("settle", "of a task settled and billed", [few, many], &with_few, &with_many, &how))
 }
 
@@ -172,12 +173,19 @@ async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, piece
 fn grown(id: &str, what: &str, sizes: [u64; 2], few: &[Worked], many: &[Worked], how: &str) -> Vec<Figure> {
     let costs = |of: &[Worked]| of.iter().map(|worked| worked.cost).collect::<Vec<_>>();
     let [fewer, more] = sizes;
-    let figure = |end: &str, what: &str, unit: &str, samples| Figure::new(&format!("growth.{id}_{end}"), what, unit, samples, how);
+    let figure = |end: &str, what: &str, unit: &str, samples| {
+        Figure::new(&format!("growth.{id}_{end}"), what, unit, samples, how)
+    };
     vec![
         figure("few", &format!("Processor time {what}, {fewer} open workflows"), "µs", costs(few)),
         figure("many", &format!("Processor time {what}, {more} open workflows"), "µs", costs(many)),
         figure("ratio", &format!("The same with {more} / with {fewer}"), "×", ratios(&costs(many), &costs(few))),
-        figure("rate", &format!("So many a second {what}, {more} open workflows"), "1/s", many.iter().map(|of| of.rate).collect()),
+        figure(
+            "rate",
+            &format!("So many a second {what}, {more} open workflows"),
+            "1/s",
+            many.iter().map(|of| of.rate).collect(),
+        ),
     ]
 }
 

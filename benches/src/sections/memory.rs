@@ -24,8 +24,7 @@ const PRINCIPALS: u64 = 10_000;
 pub async fn run(context: &Context) -> Result<Measured> {
     let (lum_id, flowmesh) = (LumId::start(Duration::ZERO).await?, FlowMesh::start(1).await?);
     let runmesh = Runmesh::start(Duration::ZERO).await?;
-    let around =
-        Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()) };
+    let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()) };
     let mut figures = Vec::new();
     let mut add = |id: &str, what: &str, taken: &[Memory], how: &str| {
         let (now, most) = (taken.iter().map(|one| one.now).collect(), taken.iter().map(|one| one.most).collect());
@@ -61,8 +60,14 @@ pub async fn run(context: &Context) -> Result<Measured> {
     work(context, &tollgate, &path, tasks).await?;
     let worked = Memory::of(tollgate.process().pid())?;
     tollgate.kill_hard().await?;
-    add("opened", &format!("when it is ready, with {charges} charges"), &[opened], "VmRSS and VmHWM when /readyz is 200");
-    let how = format!("the same after a scrape, a `tollgate ledger list` beside it, and {tasks} tasks settled and billed");
+    add(
+        "opened",
+        &format!("when it is ready, with {charges} charges"),
+        &[opened],
+        "VmRSS and VmHWM when /readyz is 200",
+    );
+    let how =
+        format!("the same after a scrape, a `tollgate ledger list` beside it, and {tasks} tasks settled and billed");
     add("worked", &format!("with {charges} charges, after some work"), &[worked], &how);
     Ok(Measured {
         about: "What the kernel says of the process (`VmRSS`, `VmHWM` in /proc), in MB of 10⁶ bytes. SQLite's file is read \

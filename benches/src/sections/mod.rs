@@ -3,9 +3,11 @@
 mod access_log;
 mod billing;
 mod check;
+mod envoy;
 mod flights;
 mod growth;
 mod memory;
+mod predecessor;
 mod reading;
 mod stages;
 mod start;
@@ -21,6 +23,18 @@ pub const ALL: &[Section] = &[
         title: "Check",
         budget: Duration::from_mins(3),
         run: |context| Box::pin(check::run(context)),
+    },
+    Section {
+        name: "envoy",
+        title: "Through Envoy",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(envoy::run(context)),
+    },
+    Section {
+        name: "predecessor",
+        title: "The predecessor",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(predecessor::run(context)),
     },
     Section {
         name: "access_log",

@@ -39,9 +39,24 @@ pub async fn run(context: &Context) -> Result<Measured> {
     Ok(Measured {
         about: format!("A ledger with {charges} posted charges, looked at beside a running Tollgate."),
         figures: vec![
-            Figure::new("reading.list", "`tollgate ledger list`, the whole process", "ms", lists, "`tollgate ledger list > /dev/null`, its first 100 lines as it prints by default, beside a running `serve`"),
+            Figure::new(
+                "reading.list",
+                "`tollgate ledger list`, the whole process",
+                "ms",
+                lists,
+                "`tollgate ledger list > /dev/null`, its first 100 lines as it prints by default, beside a running `serve`",
+            ),
             Figure::new("reading.metrics", "A scrape of /metrics", "ms", scrapes, "one GET on a new connection"),
-            Figure::new("reading.bytes_per_charge", "Size of the ledger for each posted charge", "B", vec![bytes], &format!("size of the file with {charges} charges / their number: with tasks, a workflow and a submission for each {}, and all indexes; ids spread like random ones", ledgers::TASKS_OF_A_WORKFLOW)),
+            Figure::new(
+                "reading.bytes_per_charge",
+                "Size of the ledger for each posted charge",
+                "B",
+                vec![bytes],
+                &format!(
+                    "size of the file with {charges} charges / their number: with tasks, a workflow and a submission for each {}, and all indexes; ids spread like random ones",
+                    ledgers::TASKS_OF_A_WORKFLOW
+                ),
+            ),
         ],
         notes: Vec::new(),
     })

@@ -157,7 +157,11 @@ fn segments<'a, 'b>(path: &'a str, first: &'b mut [&'a str; LONGEST]) -> Result<
     let mut found = 0;
     let mut rest = rest.split('/').peekable();
     while let Some(segment) = rest.next() {
-        if (segment.is_empty() && rest.peek().is_some()) || !is_normal(segment) || climbs(segment) {
+        if segment.is_empty() && rest.peek().is_some() {
+            return Err(NotNormal::Path);
+        }
+        // Nearly every segment is one of those that mean only themselves, and is looked at once.
+        if !is_plain(segment) && (!is_normal(segment) || climbs(segment)) {
             return Err(NotNormal::Path);
         }
         if let Some(place) = first.get_mut(found) {
@@ -171,13 +175,14 @@ fn segments<'a, 'b>(path: &'a str, first: &'b mut [&'a str; LONGEST]) -> Result<
 /// Whether some server takes the segment for `.` or `..`: those that cut parameters off (`..;a=b`), or blanks, do. Also
 /// whether it decodes to no text, as overlong forms of dots and slashes (`%c0%ae`) do.
 fn climbs(segment: &str) -> bool {
-    // Nearly every segment is one of those that mean only themselves.
-    if segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
-        return false;
-    }
     let Ok(decoded) = percent_decode_str(segment).decode_utf8() else { return true };
     let name = decoded.split(';').next().unwrap_or_default().trim();
     matches!(name, "." | "..")
+}
+
+/// Whether there is nothing in it that anybody could read in another way.
+fn is_plain(segment: &str) -> bool {
+    segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 /// Whether decoding the segment once, or twice, can change what it means to a router.

@@ -9,9 +9,11 @@
 //! - a charge leaves `pending` only by Runmesh's word, and nothing unposted is ever deleted;
 //! - claimed work carries a lease: who claimed it must be done before the lease ends, else somebody else takes it.
 
+pub mod batch;
 pub mod books;
 #[cfg(test)]
 mod contract;
+pub mod group;
 pub mod money;
 pub mod sqlite;
 pub mod unrecorded;
@@ -25,7 +27,7 @@ use crate::access_log::event::Event;
 use crate::principal::Principal;
 
 /// Why a ledger operation failed. All but [`Error::Open`] may pass by themselves.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// At start: the store cannot be used.
     #[error("cannot open the ledger {path}: {reason}")]

@@ -6,8 +6,10 @@
 
 mod books;
 mod charges;
+mod events;
 mod glance;
 mod ledger;
+mod moves;
 mod operator;
 mod retention;
 mod submissions;
@@ -28,12 +30,16 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 
 pub use books::{Found, SqliteBooks};
 
+use super::group::Group;
 use super::{Error, Pick};
+use moves::{Move, Moved};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a statement waits for another connection's lock: of tools, and of the operator's commands.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Moves committed in one transaction at most: some ms, for which a submission may have to wait.
+const MOVES_AT_ONCE: usize = 256;
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
@@ -46,6 +52,8 @@ impl From<sqlx::Error> for Error {
 pub struct SqliteLedger {
     write: SqlitePool,
     read: SqlitePool,
+    /// What waits for the writer.
+    group: Group<Move, Moved>,
     /// Held as long as the ledger lives; the kernel lets go of it however the process ends.
     _lock: File,
 }
@@ -81,6 +89,7 @@ impl SqliteLedger {
         let ledger = Self {
             write,
             read: pool(4, options.read_only(true)).await.map_err(|error| fail(error.to_string()))?,
+            group: Group::new(MOVES_AT_ONCE),
             _lock: lock,
         };
         ledger.begin_life(at).await.map_err(|error| fail(error.to_string()))?;

@@ -105,7 +105,7 @@ impl Default for Limits {
             submission_timeout: Duration::from_secs(1),
             supplier_cache_entries: 10_000,
             supplier_refresh: Duration::from_secs(15),
-            intake_queue: 8192,
+            intake_queue: 4096,
             intake_batch: 2048,
             log_message_bytes: 16 * 1024 * 1024,
             tls_handshakes: 256,

@@ -6,6 +6,7 @@
 
 mod books;
 mod charges;
+mod due;
 mod events;
 mod glance;
 mod ledger;
@@ -30,8 +31,8 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 
 pub use books::{Found, SqliteBooks};
 
+use super::Error;
 use super::group::Group;
-use super::{Error, Pick};
 use moves::{Move, Moved};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -40,6 +41,12 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Moves committed in one transaction at most: some ms, for which a submission may have to wait.
 const MOVES_AT_ONCE: usize = 256;
+/// Nobody works on anything when a process begins.
+const LIFTS: [&str; 3] = [
+    "UPDATE workflows SET leased_until = 0 WHERE leased_until <> 0",
+    "UPDATE tasks SET leased_until = 0 WHERE leased_until <> 0",
+    "UPDATE charges SET leased_until = 0 WHERE leased_until <> 0",
+];
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
@@ -102,11 +109,7 @@ impl SqliteLedger {
             .bind(ms(at))
             .execute(&mut *tx)
             .await?;
-        for lift in [
-            "UPDATE workflows SET leased_until = 0 WHERE leased_until <> 0",
-            "UPDATE tasks SET leased_until = 0 WHERE leased_until <> 0",
-            "UPDATE charges SET leased_until = 0 WHERE leased_until <> 0",
-        ] {
+        for lift in LIFTS {
             sqlx::query(lift).execute(&mut *tx).await?;
         }
         tx.commit().await
@@ -153,14 +156,6 @@ fn time(ms: i64) -> Timestamp {
 
 fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(time))
-}
-
-/// The order in which work is claimed, and how much.
-fn by(pick: Pick, tries: &str, due: &str) -> (String, u32) {
-    match pick {
-        Pick::Due(limit) => (due.to_owned(), limit),
-        Pick::LeastTried => (format!("{tries}, {due}"), 1),
-    }
 }
 
 fn until(at: Timestamp, lease: Duration) -> i64 {

@@ -72,7 +72,10 @@ pub async fn a_submission_and_all_that_follows_from_it_may_come_in_one_batch<S: 
         fixture.ledger().record(&events, at(5)).await.expect("committed");
         let backlog = fixture.backlog().await;
         assert_eq!((backlog.open_submissions, backlog.open_workflows, backlog.due_tasks), (0, 1, 1));
-        assert_eq!(fixture.books().workflow("wfl-1").await.expect("read").expect("a row").principal_id.as_deref(), Some("alice"));
+        assert_eq!(
+            fixture.books().workflow("wfl-1").await.expect("read").expect("a row").principal_id.as_deref(),
+            Some("alice")
+        );
     }
     assert_eq!(fixture.settle("tsk-1", "wfl-1", "wrk-1").await, charged("alice"));
 }
@@ -82,7 +85,9 @@ pub async fn of_usage_in_one_batch_each_execution_is_charged_once_and_to_whom_it
     fixture.workflow("wfl-1", &alice()).await;
     fixture.workflow("wfl-2", &principal("carol", None)).await;
     fixture.ledger().note_workflows(&[("wfl-3".into(), Some(at(3)))], at(3)).await.expect("noted");
-    for (workflow, tasks) in [("wfl-1", ["tsk-1", "tsk-2"]), ("wfl-2", ["tsk-3", "tsk-4"]), ("wfl-3", ["tsk-5", "tsk-6"])] {
+    for (workflow, tasks) in
+        [("wfl-1", ["tsk-1", "tsk-2"]), ("wfl-2", ["tsk-3", "tsk-4"]), ("wfl-3", ["tsk-5", "tsk-6"])]
+    {
         fixture.ledger().note_tasks(workflow, &tasks.map(|task| (task, false)), at(4)).await.expect("noted");
     }
     let events = [
@@ -98,8 +103,7 @@ pub async fn of_usage_in_one_batch_each_execution_is_charged_once_and_to_whom_it
     let written = fixture.ledger().record(&events, at(5)).await.expect("committed");
     let written: Vec<_> = written.iter().map(|charge| (charge.task_id.as_str(), charge.settled.clone())).collect();
     let (alices, carols) = (charged("alice"), Settled::Held { reason: "no_email" });
-    let expected =
-        [("tsk-2", alices.clone()), ("tsk-3", carols), ("tsk-6", alices.clone()), ("tsk-5", alices.clone())];
+    let expected = [("tsk-2", alices.clone()), ("tsk-3", carols), ("tsk-6", alices.clone()), ("tsk-5", alices.clone())];
     assert_eq!(written, expected);
     assert_eq!(fixture.ledger().record(&events, at(6)).await.expect("committed"), []);
 }
@@ -210,10 +214,8 @@ impl Case {
             let workflow = self.id("wfl", state & 1);
             ledger.note_tasks(&workflow, &[(&self.id("tsk", n), false)], at(1)).await.expect("noted");
         }
-        let matched = |n, who| Attribution::Matched {
-            submission_id: self.id("sub", n),
-            principal_id: self.who(who).id,
-        };
+        let matched =
+            |n, who| Attribution::Matched { submission_id: self.id("sub", n), principal_id: self.who(who).id };
         let attribution = match state % 4 {
             0 => matched(0, 0),
             1 => matched(1, 2),

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
 
 use super::events::json;
-use super::{by, ms, optional_time};
-use crate::ledger::{Backlog, DueCharge, Pick, Settled, Settlement, Usage};
+use super::{due, ms, optional_time};
+use crate::ledger::{Backlog, DueCharge, Pick, Settled, Settlement, Usage, Work};
 
 /// A task that is over.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +133,10 @@ impl Owner {
     }
 }
 
-async fn owners(tx: &mut SqliteConnection, workflows: BTreeMap<String, i64>) -> Result<HashMap<String, Owner>, sqlx::Error> {
+async fn owners(
+    tx: &mut SqliteConnection,
+    workflows: BTreeMap<String, i64>,
+) -> Result<HashMap<String, Owner>, sqlx::Error> {
     if workflows.is_empty() {
         return Ok(HashMap::new());
     }
@@ -223,25 +226,8 @@ pub async fn claim(
     until: i64,
     pick: Pick,
 ) -> Result<Vec<DueCharge>, sqlx::Error> {
-    let (order, limit) = by(pick, "attempts", "post_at");
-    let rows = sqlx::query(AssertSqlSafe(format!(
-        "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
-             SELECT task_id FROM charges
-             WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1
-               AND EXISTS (SELECT 1 FROM principals
-                           WHERE principals.principal_id = charges.principal_id AND email IS NOT NULL)
-             ORDER BY {order} LIMIT ?3)
-         RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
-             (SELECT owner.principal_id FROM workflows AS owner WHERE owner.workflow_id = charges.workflow_id) AS owner,
-             EXISTS (SELECT 1 FROM workflows WHERE workflows.workflow_id = charges.workflow_id
-                     AND workflows.principal_id IS NULL) AS unowned,
-             (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
-    )))
-    .bind(ms(at))
-    .bind(until)
-    .bind(limit)
-    .fetch_all(&mut *tx)
-    .await?;
+    let (statement, limit) = due::claim(Work::Charges, pick);
+    let rows = sqlx::query(AssertSqlSafe(statement)).bind(ms(at)).bind(until).bind(limit).fetch_all(&mut *tx).await?;
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
         let charge = DueCharge {

@@ -267,7 +267,11 @@ async fn tasks_ended(tx: &mut SqliteConnection, ended: &Counted<'_>, at: Timesta
 }
 
 /// Answers themselves say what their tasks cost.
-async fn usage_reported(tx: &mut SqliteConnection, wave: &Wave<'_>, at: Timestamp) -> Result<Vec<Reported>, sqlx::Error> {
+async fn usage_reported(
+    tx: &mut SqliteConnection,
+    wave: &Wave<'_>,
+    at: Timestamp,
+) -> Result<Vec<Reported>, sqlx::Error> {
     // One that was given up has a cost after all.
     let again = statement(
         "UPDATE tasks SET state = 'open', outcome = NULL

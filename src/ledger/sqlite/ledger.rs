@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::moves::{Move, Moved};
-use super::{SqliteLedger, by, charges, events, ms, optional_time, retention, submissions, time, until, work};
+use super::{SqliteLedger, charges, due, events, ms, optional_time, retention, submissions, time, until, work};
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
@@ -113,18 +113,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error> {
-        let (order, limit) = by(pick, "sweeps", "sweep_at");
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
-                 SELECT workflow_id FROM workflows
-                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
-             RETURNING workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
-        )))
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
+        let (statement, limit) = due::claim(Work::Workflows, pick);
+        let rows = sqlx::query(AssertSqlSafe(statement))
+            .bind(ms(at))
+            .bind(until(at, lease))
+            .bind(limit)
+            .fetch_all(&self.write)
+            .await?;
         rows.iter()
             .map(|row| {
                 let attribution: Option<String> = row.try_get("attribution")?;
@@ -180,18 +175,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
-        let (order, limit) = by(pick, "attempts", "settle_at");
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
-                 SELECT task_id FROM tasks
-                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
-             RETURNING task_id, attempts, eager, heard, unknown_since",
-        )))
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
+        let (statement, limit) = due::claim(Work::Tasks, pick);
+        let rows = sqlx::query(AssertSqlSafe(statement))
+            .bind(ms(at))
+            .bind(until(at, lease))
+            .bind(limit)
+            .fetch_all(&self.write)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(DueTask {
@@ -268,35 +258,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {
-        // What is leased is little, and the first that is not is the first or nearly so in its index: a step, where the least of
-        // all was 12 ms with 100 000 open workflows.
-        let query = match work {
-            Work::Tasks => {
-                "SELECT MIN(due) FROM (
-                     SELECT MIN(MAX(settle_at, leased_until)) AS due FROM tasks
-                     WHERE leased_until <> 0 AND state = 'open' AND settle_at IS NOT NULL
-                     UNION ALL
-                     SELECT * FROM (SELECT settle_at FROM tasks
-                     WHERE leased_until = 0 AND state = 'open' AND settle_at IS NOT NULL ORDER BY settle_at LIMIT 1))"
-            }
-            Work::Workflows => {
-                "SELECT MIN(due) FROM (
-                     SELECT MIN(MAX(sweep_at, leased_until)) AS due FROM workflows
-                     WHERE leased_until <> 0 AND state = 'open'
-                     UNION ALL
-                     SELECT * FROM (SELECT sweep_at FROM workflows
-                     WHERE leased_until = 0 AND state = 'open' ORDER BY sweep_at LIMIT 1))"
-            }
-            Work::Charges => {
-                "SELECT MIN(due) FROM (
-                     SELECT MIN(MAX(post_at, leased_until)) AS due FROM charges
-                     WHERE leased_until <> 0 AND state = 'pending'
-                     UNION ALL
-                     SELECT * FROM (SELECT post_at FROM charges
-                     WHERE leased_until = 0 AND state = 'pending' ORDER BY post_at LIMIT 1))"
-            }
-        };
-        let due: Option<i64> = sqlx::query_scalar(query).fetch_one(&self.read).await?;
+        let due: Option<i64> = sqlx::query_scalar(due::next(work)).fetch_one(&self.read).await?;
         Ok(due.map(time))
     }
 

@@ -19,46 +19,13 @@ use crate::principal::Principal;
 /// One of them.
 #[derive(Debug)]
 pub enum Move {
-    Open {
-        submission_id: String,
-        principal: Principal,
-        request_id: String,
-        at: Timestamp,
-    },
-    Settle {
-        task_id: String,
-        workflow_id: Option<String>,
-        settlement: Settlement,
-        at: Timestamp,
-    },
-    Unsettled {
-        task_id: String,
-        heard: i64,
-        again: Option<Timestamp>,
-        existence: Existence,
-        at: Timestamp,
-    },
-    Swept {
-        workflow_id: String,
-        heard: i64,
-        next: NextSweep,
-        existence: Existence,
-        at: Timestamp,
-    },
-    Posted {
-        task_id: String,
-        at: Timestamp,
-    },
-    PostFailed {
-        task_id: String,
-        error: String,
-        again: Timestamp,
-        at: Timestamp,
-    },
-    PostRejected {
-        task_id: String,
-        answer: String,
-    },
+    Open { submission_id: String, principal: Principal, request_id: String, at: Timestamp },
+    Settle { task_id: String, workflow_id: Option<String>, settlement: Settlement, at: Timestamp },
+    Unsettled { task_id: String, heard: i64, again: Option<Timestamp>, existence: Existence, at: Timestamp },
+    Swept { workflow_id: String, heard: i64, next: NextSweep, existence: Existence, at: Timestamp },
+    Posted { task_id: String, at: Timestamp },
+    PostFailed { task_id: String, error: String, again: Timestamp, at: Timestamp },
+    PostRejected { task_id: String, answer: String },
 }
 
 /// What came of one.
@@ -90,9 +57,10 @@ fn failed(error: sqlx::Error) -> Failed {
             // Beside the constraints: SQLITE_ERROR, SQLITE_TOOBIG and SQLITE_MISMATCH.
             !matches!(error.kind(), ErrorKind::Other) || matches!(error.code().as_deref(), Some("1" | "18" | "20"))
         }
-        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::RowNotFound => {
-            true
-        }
+        sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::RowNotFound => true,
         _ => false,
     };
     let error = Error::from(error);

@@ -89,9 +89,7 @@ pub async fn see_principals(
 pub async fn open_late(tx: &mut SqliteConnection, opened: &[Opened<'_>]) -> Result<(), sqlx::Error> {
     let rows: Vec<_> = opened
         .iter()
-        .map(|row| {
-            (row.submission_id, row.principal_id, row.request_id, ms(row.at), ms(row.at - REPEATED_WITHIN))
-        })
+        .map(|row| (row.submission_id, row.principal_id, row.request_id, ms(row.at), ms(row.at - REPEATED_WITHIN)))
         .collect();
     // Its log entry may have been faster.
     sqlx::query(

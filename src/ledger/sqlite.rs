@@ -39,6 +39,11 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a statement waits for another connection's lock: of tools, and of the operator's commands.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages of 4 KiB in the write-ahead log that the next commit copies into the file, and what the writer keeps of the file in
+/// memory, in KiB. Ids are random, so that each event is on a page of its own, and the copying is most of what it costs: with
+/// SQLite's own 1000 pages and 2000 KiB it was 50 µs of waiting for each of 250 000 tasks, with these it is 18.
+const CHECKPOINT_PAGES: &str = "4000";
+const WRITER_CACHE: &str = "-8000";
 /// Moves committed in one transaction at most: some ms, for which a submission may have to wait.
 const MOVES_AT_ONCE: usize = 256;
 /// Nobody works on anything when a process begins.
@@ -91,7 +96,8 @@ impl SqliteLedger {
                 .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
                 .connect_with(options)
         };
-        let write = pool(1, options.clone()).await.map_err(|error| fail(error.to_string()))?;
+        let writing = options.clone().pragma("wal_autocheckpoint", CHECKPOINT_PAGES).pragma("cache_size", WRITER_CACHE);
+        let write = pool(1, writing).await.map_err(|error| fail(error.to_string()))?;
         MIGRATIONS.run(&write).await.map_err(|error| fail(error.to_string()))?;
         let ledger = Self {
             write,

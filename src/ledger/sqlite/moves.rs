@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
-use sqlx::error::ErrorKind;
 
 use super::charges::{self, Settling};
 use super::events::json;
@@ -54,8 +53,9 @@ impl Commit for SqliteLedger {
 fn failed(error: sqlx::Error) -> Failed {
     let is_of_one = match &error {
         sqlx::Error::Database(error) => {
-            // Beside the constraints: SQLITE_ERROR, SQLITE_TOOBIG and SQLITE_MISMATCH.
-            !matches!(error.kind(), ErrorKind::Other) || matches!(error.code().as_deref(), Some("1" | "18" | "20"))
+            // SQLITE_ERROR, _TOOBIG, _CONSTRAINT and _MISMATCH; the rest of an extended code says which of these.
+            let code = error.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+            matches!(code & 0xff, 1 | 18..=20)
         }
         sqlx::Error::Encode(_)
         | sqlx::Error::Decode(_)

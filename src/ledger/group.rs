@@ -85,19 +85,21 @@ impl<M: Send + Sync, T: Send> Group<M, T> {
             return;
         }
         match store.commit(&moves).await {
-            Ok(moved) => {
-                for (told, moved) in told.into_iter().zip(moved) {
+            Ok(outcomes) => {
+                for (told, outcome) in told.into_iter().zip(outcomes) {
                     // Who has gone away does not want to know.
-                    let _ = told.send(Ok(moved));
+                    let _ = told.send(Ok(outcome));
                 }
             }
             Err(Failed::One(_)) if moves.len() > 1 => {
                 for (this, told) in moves.iter().zip(told) {
-                    let moved = match store.commit(std::slice::from_ref(this)).await {
-                        Ok(mut moved) => moved.pop().ok_or_else(|| Error::Database("nothing came of it".to_owned())),
+                    let outcome = match store.commit(std::slice::from_ref(this)).await {
+                        Ok(mut outcomes) => {
+                            outcomes.pop().ok_or_else(|| Error::Database("nothing came of it".to_owned()))
+                        }
                         Err(Failed::One(error) | Failed::All(error)) => Err(error),
                     };
-                    let _ = told.send(moved);
+                    let _ = told.send(outcome);
                 }
             }
             Err(Failed::One(error) | Failed::All(error)) => {

@@ -1,7 +1,8 @@
 //! What the log tells, a batch in a number of statements that does not grow with it.
 //!
-//! sqlx hands each statement to SQLite's own thread, which costs more than most statements do: one by one an event took
-//! some 90 µs, in sets it takes 10. Rows are handed over as JSON and read by `json_each`.
+//! sqlx hands each statement to SQLite's own thread, which costs 20 to 30 µs whatever the statement does, and an event has one
+//! to eight. In sets a task's event takes 5 to 17 µs of processor time in all, with nothing in the ledger and with 200 000
+//! tasks, and a submission's 16 to 48. Rows are handed over as JSON and read by `json_each`.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;

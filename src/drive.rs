@@ -99,12 +99,10 @@ impl Driver {
             let free = u32::try_from(concurrency.saturating_sub(steps.len())).unwrap_or(u32::MAX);
             let mut pause = LONGEST_SLEEP;
             let since_claim = claimed_at.map_or(CLAIM_PAUSE, |at| at.elapsed());
-            let allowance = if free == 0 || stop.is_cancelled() {
+            let allowance = if stop.is_cancelled() {
                 Err(LONGEST_SLEEP)
-            } else if steps.len() * 2 > concurrency && since_claim < CLAIM_PAUSE {
-                Err(CLAIM_PAUSE.saturating_sub(since_claim))
             } else {
-                worker.allowance(free)
+                may_claim(steps.len(), concurrency, since_claim).and_then(|()| worker.allowance(free))
             };
             match allowance {
                 Err(wait) => pause = wait.min(LONGEST_SLEEP),
@@ -154,6 +152,17 @@ impl Driver {
     }
 }
 
+/// Whether to claim now, or how long to wait for that: not at all while most slots are free, and else for some more to be.
+fn may_claim(taken: usize, slots: usize, since_claim: Duration) -> Result<(), Duration> {
+    if taken >= slots {
+        Err(LONGEST_SLEEP)
+    } else if taken * 2 > slots && since_claim < CLAIM_PAUSE {
+        Err(CLAIM_PAUSE.saturating_sub(since_claim))
+    } else {
+        Ok(())
+    }
+}
+
 /// A delay that doubles from `first` to `most`, for the `attempt`th time (from 0), with up to a quarter taken off at
 /// random (`jitter` in 0..1) so that a crowd spreads out.
 #[must_use]
@@ -195,6 +204,19 @@ mod tests {
         let limits = crate::config::Limits::default();
         let longest = (limits.flowmesh_timeout + limits.supplier_timeout).max(limits.post_timeout);
         assert!(LEASE > longest * 3, "{longest:?}");
+    }
+
+    #[test]
+    fn a_claim_waits_for_more_slots_to_free_only_while_most_are_taken_and_not_for_long() {
+        let now = Duration::ZERO;
+        for taken in [0, 1, 48] {
+            assert_eq!(may_claim(taken, 96, now), Ok(()), "{taken}");
+        }
+        let ms = Duration::from_millis;
+        assert_eq!(may_claim(49, 96, ms(2)), Err(ms(3)));
+        assert_eq!(may_claim(95, 96, CLAIM_PAUSE), Ok(()), "slow ones keep no slot from being used");
+        assert_eq!(may_claim(96, 96, LONGEST_SLEEP), Err(LONGEST_SLEEP));
+        assert_eq!(may_claim(0, 1, now), Ok(()));
     }
 
     /// Ten pieces of work, all due at once, of which the first one panics and the last one takes a while.

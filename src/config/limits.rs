@@ -53,7 +53,7 @@ pub struct Limits {
     pub supplier_refresh: Duration,
     /// Log events received and not yet committed; past it the streams are not read.
     pub intake_queue: usize,
-    /// Log events committed in one transaction at most: some 20 ms, for which a submission may have to wait.
+    /// Log events committed in one transaction at most: 10 to 100 ms, for which a submission may have to wait.
     pub intake_batch: usize,
     /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
     pub log_message_bytes: usize,

@@ -2,8 +2,9 @@
 //!
 //! One trait, so that another database can be held to the same behaviour. Invariants that every implementation keeps:
 //!
-//! - each method is one transaction: it has happened entirely or not at all when the process dies. Only a list of
-//!   workflows is noted in parts, so that nobody waits for all of it;
+//! - each method is part of one transaction, which others may share: it has happened entirely or not at all when the process
+//!   dies, and when it returns it is on the disk. Only a list of workflows is noted in parts, so that nobody waits for all of
+//!   it;
 //! - each move is idempotent: repeating it changes nothing;
 //! - a charge is keyed by its task, and an execution is charged once;
 //! - a charge leaves `pending` only by Runmesh's word, and nothing unposted is ever deleted;

@@ -6,7 +6,7 @@
 //! claimed and what is in flight is finished.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -21,6 +21,9 @@ use crate::telemetry::{KindLabels, Metrics};
 pub const LEASE: Duration = Duration::from_mins(1);
 /// The longest sleep: a wall clock that jumps costs no more than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// While more than half of the slots are taken, between two claims: each is a transaction. Claimed for one slot at a time,
+/// 2000 posts a second had as many claims beside them.
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
 /// Between two tries of a ledger that fails.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,14 +94,21 @@ impl Driver {
             metrics.ledger_errors.get_or_create(&KindLabels { kind: doing }).inc();
             tracing::error!(%error, work = ?W::WORK, doing, "the ledger fails ({doing}, {:?}): {error}", W::WORK);
         };
+        let mut claimed_at: Option<Instant> = None;
         loop {
             let free = u32::try_from(concurrency.saturating_sub(steps.len())).unwrap_or(u32::MAX);
             let mut pause = LONGEST_SLEEP;
-            let allowance = if free == 0 || stop.is_cancelled() { Err(LONGEST_SLEEP) } else { worker.allowance(free) };
+            let since_claim = claimed_at.map_or(CLAIM_PAUSE, |at| at.elapsed());
+            let allowance = if stop.is_cancelled() {
+                Err(LONGEST_SLEEP)
+            } else {
+                may_claim(steps.len(), concurrency, since_claim).and_then(|()| worker.allowance(free))
+            };
             match allowance {
                 Err(wait) => pause = wait.min(LONGEST_SLEEP),
                 Ok(limit) => match worker.claim(Timestamp::now(), limit).await {
                     Ok(items) if !items.is_empty() => {
+                        claimed_at = Some(Instant::now());
                         for item in items {
                             let worker = worker.clone();
                             steps.spawn(async move { worker.step(item).await });
@@ -139,6 +149,17 @@ impl Driver {
                 () = tokio::time::sleep(pause), if !stop.is_cancelled() => {}
             }
         }
+    }
+}
+
+/// Whether to claim now, or how long to wait for that: not at all while most slots are free, and else for some more to be.
+fn may_claim(taken: usize, slots: usize, since_claim: Duration) -> Result<(), Duration> {
+    if taken >= slots {
+        Err(LONGEST_SLEEP)
+    } else if taken * 2 > slots && since_claim < CLAIM_PAUSE {
+        Err(CLAIM_PAUSE.saturating_sub(since_claim))
+    } else {
+        Ok(())
     }
 }
 
@@ -183,6 +204,19 @@ mod tests {
         let limits = crate::config::Limits::default();
         let longest = (limits.flowmesh_timeout + limits.supplier_timeout).max(limits.post_timeout);
         assert!(LEASE > longest * 3, "{longest:?}");
+    }
+
+    #[test]
+    fn a_claim_waits_for_more_slots_to_free_only_while_most_are_taken_and_not_for_long() {
+        let now = Duration::ZERO;
+        for taken in [0, 1, 48] {
+            assert_eq!(may_claim(taken, 96, now), Ok(()), "{taken}");
+        }
+        let ms = Duration::from_millis;
+        assert_eq!(may_claim(49, 96, ms(2)), Err(ms(3)));
+        assert_eq!(may_claim(95, 96, CLAIM_PAUSE), Ok(()), "slow ones keep no slot from being used");
+        assert_eq!(may_claim(96, 96, LONGEST_SLEEP), Err(LONGEST_SLEEP));
+        assert_eq!(may_claim(0, 1, now), Ok(()));
     }
 
     /// Ten pieces of work, all due at once, of which the first one panics and the last one takes a while.

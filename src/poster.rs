@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, Worker, jitter, spread};
@@ -56,6 +57,7 @@ impl Worker for Poster {
     }
 
     async fn step(&self, due: DueCharge) -> Result<(), ledger::Error> {
+        let _in_flight = InFlight::begin(&self.metrics.posts_in_flight);
         traces::step("post", self.post(due)).await
     }
 }
@@ -144,6 +146,22 @@ impl Poster {
             }
         }
         Ok(())
+    }
+}
+
+/// Counts a charge for as long as somebody is at it, however that ends.
+struct InFlight(Gauge);
+
+impl InFlight {
+    fn begin(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -249,6 +267,7 @@ mod tests {
             assert_eq!(poster.metrics.posting_paused.get(), 1);
             let backlog = poster.ledger.backlog().await.expect("read");
             assert_eq!((backlog.pending_charges, backlog.rejected_charges), (1, 0), "{status}");
+            assert_eq!(poster.metrics.posts_in_flight.get(), 0);
         }
     }
 }

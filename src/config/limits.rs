@@ -53,7 +53,7 @@ pub struct Limits {
     pub supplier_refresh: Duration,
     /// Log events received and not yet committed; past it the streams are not read.
     pub intake_queue: usize,
-    /// Log events committed in one transaction at most.
+    /// Log events committed in one transaction at most: 10 to 100 ms, for which a submission may have to wait.
     pub intake_batch: usize,
     /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
     pub log_message_bytes: usize,
@@ -69,7 +69,7 @@ pub struct Limits {
     pub settling_concurrency: usize,
     /// Workflows asked after at once.
     pub sweeping_concurrency: usize,
-    /// Posts in flight at once.
+    /// Posts in flight at once: 2000 a second to a Runmesh that answers in 10 ms, with as long again for the commit.
     pub posting_concurrency: usize,
     /// Between two prunings of the ledger; also how long what FlowMesh listed has to find its owner before.
     pub prune_interval: Duration,
@@ -106,7 +106,7 @@ impl Default for Limits {
             supplier_cache_entries: 10_000,
             supplier_refresh: Duration::from_secs(15),
             intake_queue: 4096,
-            intake_batch: 512,
+            intake_batch: 2048,
             log_message_bytes: 16 * 1024 * 1024,
             tls_handshakes: 256,
             tls_handshake_timeout: Duration::from_secs(5),
@@ -114,7 +114,7 @@ impl Default for Limits {
             secret_refresh: Duration::from_secs(1),
             settling_concurrency: 8,
             sweeping_concurrency: 4,
-            posting_concurrency: 32,
+            posting_concurrency: 96,
             prune_interval: Duration::from_mins(10),
             drain_delay: Duration::from_millis(2500),
             shutdown_deadline: Duration::from_secs(15),

@@ -2,16 +2,19 @@
 //!
 //! One trait, so that another database can be held to the same behaviour. Invariants that every implementation keeps:
 //!
-//! - each method is one transaction: it has happened entirely or not at all when the process dies. Only a list of
-//!   workflows is noted in parts, so that nobody waits for all of it;
+//! - each method is part of one transaction, which others may share: it has happened entirely or not at all when the process
+//!   dies, and when it returns it is on the disk. Only a list of workflows is noted in parts, so that nobody waits for all of
+//!   it;
 //! - each move is idempotent: repeating it changes nothing;
 //! - a charge is keyed by its task, and an execution is charged once;
 //! - a charge leaves `pending` only by Runmesh's word, and nothing unposted is ever deleted;
 //! - claimed work carries a lease: who claimed it must be done before the lease ends, else somebody else takes it.
 
+pub mod batch;
 pub mod books;
 #[cfg(test)]
 mod contract;
+pub mod group;
 pub mod money;
 pub mod sqlite;
 pub mod unrecorded;
@@ -25,7 +28,7 @@ use crate::access_log::event::Event;
 use crate::principal::Principal;
 
 /// Why a ledger operation failed. All but [`Error::Open`] may pass by themselves.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// At start: the store cannot be used.
     #[error("cannot open the ledger {path}: {reason}")]

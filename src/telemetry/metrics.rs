@@ -113,6 +113,7 @@ pub struct Metrics {
     pub settlements: Family<OutcomeLabels, Counter>,
     pub sweeps: Family<OutcomeLabels, Counter>,
     pub posts: Family<OutcomeLabels, Counter>,
+    pub posts_in_flight: Gauge,
     pub posting_paused: Gauge,
     pub asking_paused: Gauge,
     pub pruned: Family<KindLabels, Counter>,
@@ -139,6 +140,7 @@ impl Metrics {
             settlements: zeros(names::SETTLEMENTS, outcome),
             sweeps: zeros(names::SWEEPS, outcome),
             posts: zeros(names::POSTS, outcome),
+            posts_in_flight: Gauge::default(),
             posting_paused: Gauge::default(),
             asking_paused: Gauge::default(),
             pruned: zeros(names::PRUNED, kind),
@@ -163,6 +165,7 @@ impl Metrics {
         registry.register("tollgate_settlements", "Tasks asked after, by outcome", m.settlements.clone());
         registry.register("tollgate_sweeps", "Workflows asked after, by outcome", m.sweeps.clone());
         registry.register("tollgate_posts", "Entries posted to Runmesh, by outcome", m.posts.clone());
+        registry.register("tollgate_posts_in_flight", "Charges being posted", m.posts_in_flight.clone());
         registry.register(
             "tollgate_posting_paused",
             "1 while the circuit to Runmesh is open",

@@ -4,6 +4,7 @@
 //! get wrong (files, locks, indexes) it tests by itself.
 
 pub mod attributing;
+pub mod batches;
 pub mod books;
 pub mod charges;
 pub mod owners;
@@ -85,6 +86,14 @@ macro_rules! suite {
                 usage_that_an_answer_reports_is_a_charge_at_once_and_each_execution_one
                 usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_not_lost
                 a_probe_is_what_was_tried_least
+            }
+            batches {
+                one_task_in_a_batch_in_several_kinds_is_asked_after_as_if_they_came_one_by_one
+                a_submission_and_all_that_follows_from_it_may_come_in_one_batch
+                of_usage_in_one_batch_each_execution_is_charged_once_and_to_whom_it_belongs
+                moves_that_are_committed_together_come_to_what_each_does
+                a_text_of_any_characters_is_kept_as_it_is
+                a_batch_leaves_what_its_events_leave_one_by_one
             }
             books {
                 everything_is_counted_by_state_with_its_oldest_and_summed_exactly

@@ -1,59 +1,116 @@
 //! Charge rows: settling writes them, posting moves them.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
 
-use super::{by, ms, optional_time};
-use crate::ledger::{Backlog, DueCharge, Pick, Settled, Settlement, Usage};
+use super::events::json;
+use super::{due, ms, optional_time};
+use crate::ledger::{Backlog, DueCharge, Pick, Settled, Settlement, Usage, Work};
 
-/// Settles a task that is over.
-pub async fn settle(
-    tx: &mut SqliteConnection,
-    task_id: &str,
-    workflow_id: Option<&str>,
-    settlement: &Settlement,
-    at: Timestamp,
-) -> Result<Settled, sqlx::Error> {
-    let row = sqlx::query("SELECT state, workflow_id FROM tasks WHERE task_id = ?")
-        .bind(task_id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let mut noted: Option<String> = None;
-    if let Some(row) = row {
-        if row.try_get::<String, _>("state")? == "settled" {
-            return Ok(Settled::Already);
+/// A task that is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Settling<'a> {
+    pub task_id: &'a str,
+    pub workflow_id: Option<&'a str>,
+    pub settlement: &'a Settlement,
+    pub at: Timestamp,
+}
+
+/// Settles tasks that are over: what is known of them is read, it is decided what comes of each, and that is written, in as
+/// many statements for one as for a hundred.
+pub async fn settle(tx: &mut SqliteConnection, items: &[Settling<'_>]) -> Result<Vec<Settled>, sqlx::Error> {
+    let noted = noted(tx, items).await?;
+    let workflow_of = |item: &Settling<'_>| -> Option<String> {
+        let noted = noted.get(item.task_id).and_then(|task| task.workflow_id.clone());
+        item.workflow_id.map(str::to_owned).or(noted)
+    };
+    let is_settled = |item: &Settling<'_>| noted.get(item.task_id).is_some_and(|task| task.is_settled);
+    let billed = items.iter().filter(|item| matches!(item.settlement, Settlement::Usage(_)) && !is_settled(item));
+    let owners = owners(tx, billed.filter_map(|item| Some((workflow_of(item)?, ms(item.at)))).collect()).await?;
+
+    // In their order; a task that comes twice is settled the second time, or as little as the first.
+    let mut settled: Vec<Settled> = Vec::with_capacity(items.len());
+    let mut first: HashMap<&str, bool> = HashMap::new();
+    let (mut charges, mut tasks) = (Vec::new(), Vec::new());
+    for item in items {
+        let workflow_id = workflow_of(item);
+        let came_to = if is_settled(item) {
+            Settled::Already
+        } else if let Some(deferred) = first.get(item.task_id) {
+            if *deferred { Settled::Deferred } else { Settled::Already }
+        } else {
+            match item.settlement {
+                Settlement::Nothing => Settled::Nothing,
+                Settlement::Gone => Settled::Gone,
+                Settlement::Usage(usage) => {
+                    // A task of no workflow is nobody's.
+                    let owner = workflow_id.as_ref().and_then(|id| owners.get(id)).unwrap_or(&Owner::LookedForInVain);
+                    let came_to = owner.settled();
+                    if let Settled::Charged { .. } | Settled::Held { .. } = &came_to {
+                        charges.push(row(item, workflow_id.as_deref(), usage, owner, &came_to));
+                    }
+                    came_to
+                }
+            }
+        };
+        if came_to != Settled::Already {
+            first.entry(item.task_id).or_insert(came_to == Settled::Deferred);
         }
-        noted = row.try_get("workflow_id")?;
+        settled.push(came_to);
     }
-    let workflow_id = workflow_id.or(noted.as_deref());
-    let settled = match settlement {
-        Settlement::Nothing => Settled::Nothing,
-        Settlement::Gone => Settled::Gone,
-        Settlement::Usage(usage) => match owner(tx, workflow_id, at).await? {
-            Owner::NotLookedFor => return Ok(Settled::Deferred),
-            Owner::Ignored => Settled::Ignored,
-            owner => charge(tx, task_id, workflow_id, usage, owner, at).await?,
-        },
-    };
-    let outcome = match settled {
-        Settled::Charged { .. } | Settled::Held { .. } => "charged",
-        Settled::Merged => "merged",
-        Settled::Nothing | Settled::Already | Settled::Deferred => "nothing",
-        Settled::Ignored => "ignored",
-        Settled::Gone => "gone",
-    };
-    sqlx::query(
-        "INSERT INTO tasks (task_id, workflow_id, state, outcome, asked_at) VALUES (?1, ?2, 'settled', ?3, ?4)
-         ON CONFLICT (task_id) DO UPDATE SET state = 'settled', outcome = ?3, asked_at = ?4, settle_at = NULL,
-             hold_reason = NULL, leased_until = 0, workflow_id = COALESCE(?2, workflow_id)",
-    )
-    .bind(task_id)
-    .bind(workflow_id)
-    .bind(outcome)
-    .bind(ms(at))
-    .execute(tx)
-    .await?;
+    if !charges.is_empty() {
+        let written = insert(tx, &charges).await?;
+        for (item, came_to) in items.iter().zip(&mut settled) {
+            if matches!(came_to, Settled::Charged { .. } | Settled::Held { .. }) && !written.contains(item.task_id) {
+                *came_to = Settled::Merged;
+            }
+        }
+    }
+    for (item, came_to) in items.iter().zip(&settled) {
+        let outcome = match came_to {
+            Settled::Already | Settled::Deferred => continue,
+            Settled::Charged { .. } | Settled::Held { .. } => "charged",
+            Settled::Merged => "merged",
+            Settled::Nothing => "nothing",
+            Settled::Ignored => "ignored",
+            Settled::Gone => "gone",
+        };
+        tasks.push((item.task_id, workflow_of(item), outcome, ms(item.at)));
+    }
+    if !tasks.is_empty() {
+        sqlx::query(
+            "INSERT INTO tasks (task_id, workflow_id, state, outcome, asked_at)
+             SELECT value ->> 0, value ->> 1, 'settled', value ->> 2, value ->> 3 FROM json_each(?) WHERE true
+             ON CONFLICT (task_id) DO UPDATE SET state = 'settled', outcome = excluded.outcome,
+                 asked_at = excluded.asked_at, settle_at = NULL, hold_reason = NULL, leased_until = 0,
+                 workflow_id = COALESCE(excluded.workflow_id, workflow_id)",
+        )
+        .bind(json(tasks)?)
+        .execute(tx)
+        .await?;
+    }
     Ok(settled)
+}
+
+/// What is known of a task.
+struct Noted {
+    is_settled: bool,
+    workflow_id: Option<String>,
+}
+
+async fn noted(tx: &mut SqliteConnection, items: &[Settling<'_>]) -> Result<HashMap<String, Noted>, sqlx::Error> {
+    let ids: Vec<_> = items.iter().map(|item| item.task_id).collect();
+    let rows = sqlx::query(
+        "SELECT task_id, state = 'settled', workflow_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))",
+    )
+    .bind(json(ids)?)
+    .fetch_all(tx)
+    .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, Noted { is_settled: row.try_get(1)?, workflow_id: row.try_get(2)? })))
+        .collect()
 }
 
 enum Owner {
@@ -63,72 +120,103 @@ enum Owner {
     Ignored,
 }
 
-async fn owner(tx: &mut SqliteConnection, workflow_id: Option<&str>, at: Timestamp) -> Result<Owner, sqlx::Error> {
-    // A task of no workflow is nobody's.
-    let Some(workflow_id) = workflow_id else { return Ok(Owner::LookedForInVain) };
-    // The task may be known before its workflow is: then the sweep looks for the owner first.
-    super::work::insert_workflow(tx, workflow_id, Some(at), at).await?;
-    let row = sqlx::query(
-        "SELECT state, attribution, workflows.principal_id, email
-         FROM workflows LEFT JOIN principals USING (principal_id) WHERE workflow_id = ?",
-    )
-    .bind(workflow_id)
-    .fetch_one(tx)
-    .await?;
-    let principal_id: Option<String> = row.try_get("principal_id")?;
-    if let Some(principal_id) = principal_id {
-        let email: Option<String> = row.try_get("email")?;
-        return Ok(Owner::Known { principal_id, has_email: email.is_some() });
+impl Owner {
+    /// What settling a task with usage comes to, unless its execution is charged already.
+    fn settled(&self) -> Settled {
+        match self {
+            Self::Known { principal_id, has_email: true } => Settled::Charged { principal_id: principal_id.clone() },
+            Self::Known { has_email: false, .. } => Settled::Held { reason: "no_email" },
+            Self::LookedForInVain => Settled::Held { reason: "no_owner" },
+            Self::NotLookedFor => Settled::Deferred,
+            Self::Ignored => Settled::Ignored,
+        }
     }
-    if row.try_get::<String, _>("state")? == "ignored" {
-        return Ok(Owner::Ignored);
-    }
-    let attribution: Option<String> = row.try_get("attribution")?;
-    // Of one that FlowMesh does not know any more nothing will be found.
-    let is_gone = row.try_get::<String, _>("state")? == "gone";
-    Ok(if attribution.is_some() || is_gone { Owner::LookedForInVain } else { Owner::NotLookedFor })
 }
 
-async fn charge(
+async fn owners(
     tx: &mut SqliteConnection,
-    task_id: &str,
+    workflows: BTreeMap<String, i64>,
+) -> Result<HashMap<String, Owner>, sqlx::Error> {
+    if workflows.is_empty() {
+        return Ok(HashMap::new());
+    }
+    // The task may be known before its workflow is: then the sweep looks for the owner first.
+    let workflows = json(workflows)?;
+    sqlx::query(
+        "INSERT INTO workflows (workflow_id, state, noted_at, sweep_at)
+         SELECT key, 'open', value, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+    )
+    .bind(&workflows)
+    .execute(&mut *tx)
+    .await?;
+    let rows = sqlx::query(
+        "SELECT workflow_id, state, attribution IS NOT NULL AS was_looked_for, workflows.principal_id, email
+         FROM json_each(?) CROSS JOIN workflows ON workflow_id = key LEFT JOIN principals USING (principal_id)",
+    )
+    .bind(workflows)
+    .fetch_all(tx)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let state: &str = row.try_get("state")?;
+            let owner = match row.try_get::<Option<String>, _>("principal_id")? {
+                Some(principal_id) => {
+                    Owner::Known { principal_id, has_email: row.try_get::<Option<&str>, _>("email")?.is_some() }
+                }
+                None if state == "ignored" => Owner::Ignored,
+                // Of one that FlowMesh does not know any more nothing will be found.
+                None if state == "gone" || row.try_get("was_looked_for")? => Owner::LookedForInVain,
+                None => Owner::NotLookedFor,
+            };
+            Ok((row.try_get("workflow_id")?, owner))
+        })
+        .collect()
+}
+
+/// A charge as [`insert`] takes it.
+fn row(
+    item: &Settling<'_>,
     workflow_id: Option<&str>,
     usage: &Usage,
-    owner: Owner,
-    at: Timestamp,
-) -> Result<Settled, sqlx::Error> {
-    let (principal_id, state, hold_reason) = match owner {
-        Owner::Known { principal_id, has_email: true } => (Some(principal_id), "pending", None),
-        Owner::Known { principal_id, has_email: false } => (Some(principal_id), "held", Some("no_email")),
-        Owner::LookedForInVain | Owner::NotLookedFor | Owner::Ignored => (None, "held", Some("no_owner")),
+    owner: &Owner,
+    came_to: &Settled,
+) -> serde_json::Value {
+    let (state, hold_reason) = match came_to {
+        Settled::Held { reason } => ("held", Some(*reason)),
+        _ => ("pending", None),
     };
-    let inserted = sqlx::query(
+    let principal_id = if let Owner::Known { principal_id, .. } = owner { Some(principal_id) } else { None };
+    serde_json::json!([
+        item.task_id,
+        workflow_id,
+        principal_id,
+        usage.supplier_id,
+        usage.cost,
+        usage.duration_sec,
+        usage.cost_per_hour,
+        usage.task_status,
+        usage.assigned_worker,
+        usage.started_at,
+        usage.finished_at,
+        state,
+        hold_reason,
+        ms(item.at),
+    ])
+}
+
+/// Writes charges in their order, but for executions that are charged. Returns the tasks of those that were written.
+async fn insert(tx: &mut SqliteConnection, charges: &[serde_json::Value]) -> Result<HashSet<String>, sqlx::Error> {
+    let written: Vec<String> = sqlx::query_scalar(
         "INSERT INTO charges (task_id, workflow_id, principal_id, supplier_id, cost, duration_sec, cost_per_hour,
              task_status, assigned_worker, started_at, finished_at, state, hold_reason, post_at, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14)
-         ON CONFLICT DO NOTHING",
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+             value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 13
+         FROM json_each(?) WHERE true ORDER BY key ON CONFLICT DO NOTHING RETURNING task_id",
     )
-    .bind(task_id)
-    .bind(workflow_id)
-    .bind(&principal_id)
-    .bind(&usage.supplier_id)
-    .bind(&usage.cost)
-    .bind(usage.duration_sec)
-    .bind(&usage.cost_per_hour)
-    .bind(&usage.task_status)
-    .bind(&usage.assigned_worker)
-    .bind(&usage.started_at)
-    .bind(&usage.finished_at)
-    .bind(state)
-    .bind(hold_reason)
-    .bind(ms(at))
-    .execute(tx)
+    .bind(json(charges)?)
+    .fetch_all(tx)
     .await?;
-    Ok(match (inserted.rows_affected(), hold_reason, principal_id) {
-        (0, ..) => Settled::Merged,
-        (_, None, Some(principal_id)) => Settled::Charged { principal_id },
-        (_, reason, _) => Settled::Held { reason: reason.unwrap_or("no_owner") },
-    })
+    Ok(written.into_iter().collect())
 }
 
 /// Claims charges to post, of workflows whose owner was not corrected while an earlier post was under way.
@@ -138,24 +226,8 @@ pub async fn claim(
     until: i64,
     pick: Pick,
 ) -> Result<Vec<DueCharge>, sqlx::Error> {
-    let (order, limit) = by(pick, "attempts", "post_at");
-    let rows = sqlx::query(AssertSqlSafe(format!(
-        "UPDATE charges SET leased_until = ?2 WHERE task_id IN (
-             SELECT task_id FROM charges
-             WHERE state = 'pending' AND post_at <= ?1 AND leased_until <= ?1
-               AND principal_id IN (SELECT principal_id FROM principals WHERE email IS NOT NULL)
-             ORDER BY {order} LIMIT ?3)
-         RETURNING task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
-             (SELECT owner.principal_id FROM workflows AS owner WHERE owner.workflow_id = charges.workflow_id) AS owner,
-             EXISTS (SELECT 1 FROM workflows WHERE workflows.workflow_id = charges.workflow_id
-                     AND workflows.principal_id IS NULL) AS unowned,
-             (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email",
-    )))
-    .bind(ms(at))
-    .bind(until)
-    .bind(limit)
-    .fetch_all(&mut *tx)
-    .await?;
+    let (statement, limit) = due::claim(Work::Charges, pick);
+    let rows = sqlx::query(AssertSqlSafe(statement)).bind(ms(at)).bind(until).bind(limit).fetch_all(&mut *tx).await?;
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
         let charge = DueCharge {
@@ -177,7 +249,7 @@ pub async fn claim(
                     .bind(&charge.task_id)
                     .execute(&mut *tx)
                     .await?;
-                super::work::release(tx, workflow_id, at).await?;
+                super::work::release(tx, &[workflow_id], at).await?;
             }
             // Likewise, and it has lost its owner meanwhile.
             _ if row.try_get("unowned")? => {
@@ -195,52 +267,42 @@ pub async fn claim(
     Ok(claimed)
 }
 
-/// Runmesh has it.
-pub async fn posted(pool: &SqlitePool, task_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+/// Runmesh has them: each with when it was told so.
+pub async fn posted(tx: &mut SqliteConnection, posts: &[(&str, i64)]) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "UPDATE charges SET state = 'posted', posted_at = ?2, attempts = attempts + 1, leased_until = 0, last_error = NULL
-         WHERE task_id = ?1 AND state = 'pending'",
+        "UPDATE charges SET state = 'posted', posted_at = told.value ->> 1, attempts = attempts + 1, leased_until = 0,
+             last_error = NULL
+         FROM json_each(?) AS told WHERE task_id = told.value ->> 0 AND state = 'pending'",
     )
-    .bind(task_id)
-    .bind(ms(at))
-    .execute(pool)
+    .bind(json(posts)?)
+    .execute(tx)
     .await?;
     Ok(())
 }
 
-/// It did not work.
-pub async fn failed(
-    tx: &mut SqliteConnection,
-    task_id: &str,
-    error: &str,
-    again: Timestamp,
-    at: Timestamp,
-) -> Result<(), sqlx::Error> {
-    let workflow_id: Option<Option<String>> = sqlx::query_scalar(
-        "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = ?2, post_at = ?3
-         WHERE task_id = ?1 AND state = 'pending' RETURNING workflow_id",
+/// It did not work: each with why, and when it is to be tried again.
+pub async fn failed(tx: &mut SqliteConnection, posts: &[(&str, &str, i64)], at: Timestamp) -> Result<(), sqlx::Error> {
+    let workflows: Vec<Option<String>> = sqlx::query_scalar(
+        "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = told.value ->> 1,
+             post_at = told.value ->> 2
+         FROM json_each(?) AS told WHERE task_id = told.value ->> 0 AND state = 'pending' RETURNING workflow_id",
     )
-    .bind(task_id)
-    .bind(error)
-    .bind(ms(again))
-    .fetch_optional(&mut *tx)
+    .bind(json(posts)?)
+    .fetch_all(&mut *tx)
     .await?;
-    // Its owner may have been corrected while it was being posted.
-    match workflow_id.flatten() {
-        Some(workflow_id) => super::work::release(tx, &workflow_id, at).await,
-        None => Ok(()),
-    }
+    // Their owners may have been corrected while they were being posted.
+    let workflows: Vec<&str> = workflows.iter().flatten().map(String::as_str).collect();
+    super::work::release(tx, &workflows, at).await
 }
 
-/// Runmesh refused it for good.
-pub async fn rejected(pool: &SqlitePool, task_id: &str, answer: &str) -> Result<(), sqlx::Error> {
+/// Runmesh refused them for good: each with its answer.
+pub async fn rejected(tx: &mut SqliteConnection, posts: &[(&str, &str)]) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = ?2
-         WHERE task_id = ?1 AND state = 'pending'",
+        "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = told.value ->> 1
+         FROM json_each(?) AS told WHERE task_id = told.value ->> 0 AND state = 'pending'",
     )
-    .bind(task_id)
-    .bind(answer)
-    .execute(pool)
+    .bind(json(posts)?)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::{SqliteLedger, by, charges, ms, optional_time, retention, submissions, time, until, work};
+use super::moves::{Move, Moved};
+use super::{SqliteLedger, charges, due, events, ms, optional_time, retention, submissions, time, until, work};
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
@@ -27,18 +28,22 @@ impl Ledger for SqliteLedger {
     }
 
     async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        let mut tx = self.begin().await?;
-        let id = submissions::open(&mut tx, submission).await?;
-        tx.commit().await?;
-        Ok(id)
+        let NewSubmission { submission_id, principal, request_id, at } = submission;
+        let this = Move::Open {
+            submission_id: submission_id.to_owned(),
+            principal: principal.clone(),
+            request_id: request_id.to_owned(),
+            at,
+        };
+        match self.group.commit(self, this).await? {
+            Moved::Opened(id) => Ok(id),
+            Moved::Done | Moved::Settled(_) => Ok(submission_id.to_owned()),
+        }
     }
 
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {
         let mut tx = self.begin().await?;
-        let mut charges = Vec::new();
-        for event in events {
-            charges.extend(work::record(&mut tx, event, at).await?);
-        }
+        let charges = events::record(&mut tx, events, at).await?;
         tx.commit().await?;
         Ok(charges)
     }
@@ -62,9 +67,7 @@ impl Ledger for SqliteLedger {
                 continue;
             }
             let mut tx = self.begin().await?;
-            for (workflow_id, sweep_at) in unknown {
-                news += work::note_workflow(&mut tx, workflow_id, *sweep_at, at).await?;
-            }
+            news += work::note_workflows(&mut tx, &unknown, at).await?;
             tx.commit().await?;
         }
         Ok(news)
@@ -110,18 +113,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error> {
-        let (order, limit) = by(pick, "sweeps", "sweep_at");
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "UPDATE workflows SET leased_until = ?2 WHERE workflow_id IN (
-                 SELECT workflow_id FROM workflows
-                 WHERE state = 'open' AND sweep_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
-             RETURNING workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
-        )))
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
+        let (statement, limit) = due::claim(Work::Workflows, pick);
+        let rows = sqlx::query(AssertSqlSafe(statement))
+            .bind(ms(at))
+            .bind(until(at, lease))
+            .bind(limit)
+            .fetch_all(&self.write)
+            .await?;
         rows.iter()
             .map(|row| {
                 let attribution: Option<String> = row.try_get("attribution")?;
@@ -156,9 +154,7 @@ impl Ledger for SqliteLedger {
 
     async fn note_tasks(&self, workflow_id: &str, tasks: &[(&str, bool)], at: Timestamp) -> Result<u64, Error> {
         let mut tx = self.begin().await?;
-        for (task_id, ended) in tasks {
-            work::note_task(&mut tx, workflow_id, task_id, *ended, at).await?;
-        }
+        work::note_tasks(&mut tx, workflow_id, tasks, at).await?;
         let open: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tasks WHERE workflow_id = ? AND state = 'open'")
             .bind(workflow_id)
             .fetch_one(&mut *tx)
@@ -174,45 +170,18 @@ impl Ledger for SqliteLedger {
         existence: Existence,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let (state, sweep_at) = match next {
-            NextSweep::At(at) => ("open", Some(ms(at))),
-            NextSweep::Settled => ("settled", None),
-            NextSweep::Gone => ("gone", None),
-        };
-        // News that came meanwhile are acted on at once.
-        sqlx::query(
-            "UPDATE workflows SET leased_until = 0, asked_at = ?4,
-                 sweeps = IIF(heard = ?5, sweeps + 1, sweeps),
-                 state = IIF(heard = ?5, ?2, 'open'),
-                 sweep_at = IIF(heard = ?5, COALESCE(?3, sweep_at), MIN(sweep_at, ?4)),
-                 unknown_since = CASE ?6 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?4)
-                                         ELSE unknown_since END
-             WHERE workflow_id = ?1 AND state = 'open'",
-        )
-        .bind(&due.workflow_id)
-        .bind(state)
-        .bind(sweep_at)
-        .bind(ms(at))
-        .bind(due.heard)
-        .bind(existence.as_str())
-        .execute(&self.write)
-        .await?;
-        Ok(())
+        let (workflow_id, heard) = (due.workflow_id.clone(), due.heard);
+        self.group.commit(self, Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
-        let (order, limit) = by(pick, "attempts", "settle_at");
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "UPDATE tasks SET leased_until = ?2 WHERE task_id IN (
-                 SELECT task_id FROM tasks
-                 WHERE state = 'open' AND settle_at <= ?1 AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
-             RETURNING task_id, attempts, eager, heard, unknown_since",
-        )))
-        .bind(ms(at))
-        .bind(until(at, lease))
-        .bind(limit)
-        .fetch_all(&self.write)
-        .await?;
+        let (statement, limit) = due::claim(Work::Tasks, pick);
+        let rows = sqlx::query(AssertSqlSafe(statement))
+            .bind(ms(at))
+            .bind(until(at, lease))
+            .bind(limit)
+            .fetch_all(&self.write)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(DueTask {
@@ -233,22 +202,8 @@ impl Ledger for SqliteLedger {
         existence: Existence,
         at: Timestamp,
     ) -> Result<(), Error> {
-        // News that came meanwhile are acted on at once.
-        sqlx::query(
-            "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = ?3,
-                 settle_at = IIF(heard = ?4, ?2, MIN(settle_at, ?3)),
-                 unknown_since = CASE ?5 WHEN 'known' THEN NULL WHEN 'unknown' THEN COALESCE(unknown_since, ?3)
-                                         ELSE unknown_since END
-             WHERE task_id = ?1 AND state = 'open'",
-        )
-        .bind(&due.task_id)
-        .bind(again.map(ms))
-        .bind(ms(at))
-        .bind(due.heard)
-        .bind(existence.as_str())
-        .execute(&self.write)
-        .await?;
-        Ok(())
+        let (task_id, heard) = (due.task_id.clone(), due.heard);
+        self.group.commit(self, Move::Unsettled { task_id, heard, again, existence, at }).await.map(drop)
     }
 
     async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
@@ -264,10 +219,16 @@ impl Ledger for SqliteLedger {
         settlement: &Settlement,
         at: Timestamp,
     ) -> Result<Settled, Error> {
-        let mut tx = self.begin().await?;
-        let settled = charges::settle(&mut tx, task_id, workflow_id, settlement, at).await?;
-        tx.commit().await?;
-        Ok(settled)
+        let this = Move::Settle {
+            task_id: task_id.to_owned(),
+            workflow_id: workflow_id.map(str::to_owned),
+            settlement: settlement.clone(),
+            at,
+        };
+        match self.group.commit(self, this).await? {
+            Moved::Settled(settled) => Ok(settled),
+            Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
+        }
     }
 
     async fn awaiting_email(&self) -> Result<Vec<String>, Error> {
@@ -283,28 +244,21 @@ impl Ledger for SqliteLedger {
     }
 
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        Ok(charges::posted(&self.write, task_id, at).await?)
+        self.group.commit(self, Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
     }
 
     async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        charges::failed(&mut tx, task_id, error, again, at).await?;
-        Ok(tx.commit().await?)
+        let this = Move::PostFailed { task_id: task_id.to_owned(), error: error.to_owned(), again, at };
+        self.group.commit(self, this).await.map(drop)
     }
 
     async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
-        Ok(charges::rejected(&self.write, task_id, answer).await?)
+        let this = Move::PostRejected { task_id: task_id.to_owned(), answer: answer.to_owned() };
+        self.group.commit(self, this).await.map(drop)
     }
 
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {
-        let query = match work {
-            Work::Tasks => {
-                "SELECT MIN(MAX(settle_at, leased_until)) FROM tasks WHERE state = 'open' AND settle_at IS NOT NULL"
-            }
-            Work::Workflows => "SELECT MIN(MAX(sweep_at, leased_until)) FROM workflows WHERE state = 'open'",
-            Work::Charges => "SELECT MIN(MAX(post_at, leased_until)) FROM charges WHERE state = 'pending'",
-        };
-        let due: Option<i64> = sqlx::query_scalar(query).fetch_one(&self.read).await?;
+        let due: Option<i64> = sqlx::query_scalar(due::next(work)).fetch_one(&self.read).await?;
         Ok(due.map(time))
     }
 

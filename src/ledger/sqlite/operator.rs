@@ -55,9 +55,8 @@ pub async fn retry(
     .into_iter()
     .collect();
     // Its owner may have been corrected since it was rejected.
-    for workflow in workflows.iter().flatten() {
-        work::release(tx, workflow, at).await?;
-    }
+    let workflows: Vec<&str> = workflows.iter().flatten().map(String::as_str).collect();
+    work::release(tx, &workflows, at).await?;
     Ok(retried)
 }
 
@@ -126,7 +125,7 @@ pub async fn name_owner(tx: &mut SqliteConnection, naming: Naming<'_>) -> Result
             used_submission = true;
         }
     }
-    work::release(tx, workflow_id, at).await?;
+    work::release(tx, &[workflow_id], at).await?;
     let (pending, held) = unposted(tx, &naming).await?;
     Ok(Named::Done { released: pending.saturating_sub(pending_before), held, used_submission })
 }

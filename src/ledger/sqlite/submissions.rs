@@ -1,12 +1,15 @@
 //! Submission and principal rows.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use sqlx::sqlite::SqlitePool;
 use sqlx::{Row, SqliteConnection};
 
+use super::events::json;
 use super::{ms, optional_time, time};
+use crate::ledger::batch::Opened;
 use crate::ledger::{NewSubmission, OpenSubmission};
-use crate::principal::Principal;
 
 /// How long a Check can be repeated: Envoy's time limit, generously. After that an equal request id is a client's doing.
 const REPEATED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
@@ -46,81 +49,63 @@ pub async fn see_principal(
     email: Option<&str>,
     at: Timestamp,
 ) -> Result<(), sqlx::Error> {
+    see_principals(tx, &BTreeMap::from([(principal_id, (email, ms(at)))]), at).await
+}
+
+/// Likewise of many, each with their e-mail and when they were seen.
+pub async fn see_principals(
+    tx: &mut SqliteConnection,
+    seen: &BTreeMap<&str, (Option<&str>, i64)>,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    if seen.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "INSERT INTO principals (principal_id, email, seen_at) VALUES (?1, ?2, ?3)
+        "INSERT INTO principals (principal_id, email, seen_at)
+         SELECT key, value ->> 0, value ->> 1 FROM json_each(?) WHERE true
          ON CONFLICT (principal_id) DO UPDATE
          SET email = COALESCE(excluded.email, email), seen_at = MAX(seen_at, excluded.seen_at)",
     )
-    .bind(principal_id)
-    .bind(email)
-    .bind(ms(at))
+    .bind(json(seen)?)
     .execute(&mut *tx)
     .await?;
-    if email.is_some() {
-        sqlx::query(
-            "UPDATE charges SET state = 'pending', hold_reason = NULL, post_at = ?2
-             WHERE principal_id = ?1 AND state = 'held' AND hold_reason = 'no_email'",
-        )
-        .bind(principal_id)
-        .bind(ms(at))
-        .execute(tx)
-        .await?;
+    let with_email: Vec<_> = seen.iter().filter(|(_, (email, _))| email.is_some()).map(|(id, _)| id).collect();
+    if with_email.is_empty() {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Closes a submission that made no workflow.
-pub async fn refuse(tx: &mut SqliteConnection, submission_id: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE submissions SET state = 'refused' WHERE submission_id = ? AND state = 'open'")
-        .bind(submission_id)
-        .execute(tx)
-        .await?;
-    Ok(())
-}
-
-/// Inserts a submission whose row could not be committed in time, unless it is there after all.
-pub async fn open_late(
-    tx: &mut SqliteConnection,
-    submission_id: &str,
-    principal: &Principal,
-    request_id: &str,
-    opened: Timestamp,
-) -> Result<(), sqlx::Error> {
-    see_principal(tx, &principal.id, principal.email.as_deref(), opened).await?;
-    // Its log entry may have been faster.
     sqlx::query(
-        "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
-         SELECT ?1, ?2,
-             -- An id that is used up cannot stand for another submission: that one goes by its own.
-             IIF(EXISTS (SELECT 1 FROM submissions WHERE principal_id = ?2 AND request_id = ?3
-                         AND (state <> 'open' OR opened_at < ?5)), ?1, ?3), ?4,
-             made, IIF(made IS NULL, 'open', 'resolved')
-         FROM (SELECT (SELECT workflow_id FROM workflows WHERE submission_id = ?1 LIMIT 1) AS made) WHERE true
-         ON CONFLICT DO NOTHING",
+        "UPDATE charges SET state = 'pending', hold_reason = NULL, post_at = ?2
+         WHERE principal_id IN (SELECT value FROM json_each(?1)) AND state = 'held' AND hold_reason = 'no_email'",
     )
-    .bind(submission_id)
-    .bind(&principal.id)
-    .bind(request_id)
-    .bind(ms(opened))
-    .bind(ms(opened - REPEATED_WITHIN))
+    .bind(json(with_email)?)
+    .bind(ms(at))
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Notes when a submission's request was over, and whether with an error of FlowMesh's own.
-pub async fn end(
-    tx: &mut SqliteConnection,
-    submission_id: &str,
-    ended: Timestamp,
-    failed: bool,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE submissions SET ended_at = ?1, failed = ?2 WHERE submission_id = ?3 AND state = 'open'")
-        .bind(ms(ended))
-        .bind(failed)
-        .bind(submission_id)
-        .execute(tx)
-        .await?;
+/// Inserts submissions whose rows could not be committed in time, unless they are there after all. Their principals are.
+pub async fn open_late(tx: &mut SqliteConnection, opened: &[Opened<'_>]) -> Result<(), sqlx::Error> {
+    let rows: Vec<_> = opened
+        .iter()
+        .map(|row| (row.submission_id, row.principal_id, row.request_id, ms(row.at), ms(row.at - REPEATED_WITHIN)))
+        .collect();
+    // Its log entry may have been faster.
+    sqlx::query(
+        "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
+         SELECT value ->> 0, value ->> 1,
+             -- An id that is used up cannot stand for another submission: that one goes by its own.
+             IIF(EXISTS (SELECT 1 FROM submissions WHERE principal_id = value ->> 1 AND request_id = value ->> 2
+                         AND (state <> 'open' OR opened_at < value ->> 4)), value ->> 0, value ->> 2), value ->> 3,
+             made, IIF(made IS NULL, 'open', 'resolved')
+         FROM (SELECT value, (SELECT workflow_id FROM workflows WHERE submission_id = value ->> 0 LIMIT 1) AS made
+               FROM json_each(?)) WHERE true
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(json(rows)?)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

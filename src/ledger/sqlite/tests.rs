@@ -16,6 +16,8 @@ use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::telemetry::Metrics;
 
+mod work_done;
+
 suite!(SqliteStore);
 
 struct SqliteStore {

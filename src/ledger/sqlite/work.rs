@@ -1,177 +1,16 @@
 //! Workflow and task rows: what the log and the sweeps tell.
 
-use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
-use super::{charges, ms, submissions};
-use crate::access_log::event::Event;
-use crate::ledger::{Attribution, DueTask, Reported, Settled, Settlement, Usage};
-
-/// A result precedes the terminal status by up to a few seconds; asking sooner than this would mostly be in vain.
-const SETTLE_AFTER: SignedDuration = SignedDuration::from_millis(250);
-/// However often clients see that a task has ended, FlowMesh is asked no more often than this.
-const EVIDENCE_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
-/// A task or workflow that is merely looked at is asked after no more often than this.
-const TOUCH_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
-/// The first sweep of a fresh workflow.
-const SWEEP_AFTER: SignedDuration = SignedDuration::from_secs(5);
-
-fn millis(duration: SignedDuration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Applies one event. Returns the charge that this has written, if it has.
-pub async fn record(tx: &mut SqliteConnection, event: &Event, at: Timestamp) -> Result<Option<Reported>, sqlx::Error> {
-    let recorded = match event {
-        Event::Submitted { submission_id, principal_id, workflow_id, at: ended } => {
-            // A replay from before what is kept: its workflow may have been billed and pruned.
-            if was_pruned(tx, workflow_id, *ended).await? {
-                return Ok(None);
-            }
-            submissions::see_principal(tx, principal_id, None, at).await?;
-            submissions::resolve(tx, submission_id, workflow_id, *ended).await?;
-            unmatch_others(tx, submission_id, workflow_id, at).await?;
-            own_workflow(tx, workflow_id, principal_id, submission_id, at).await
-        }
-        Event::SubmissionRefused { submission_id } => submissions::refuse(tx, submission_id).await,
-        Event::SubmissionEnded { submission_id, at: ended, failed } => {
-            submissions::end(tx, submission_id, *ended, *failed).await
-        }
-        Event::SubmissionOpened { submission_id, principal, request_id, at: opened } => {
-            submissions::open_late(tx, submission_id, principal, request_id, *opened).await
-        }
-        Event::PrincipalSeen { principal } => {
-            submissions::see_principal(tx, &principal.id, principal.email.as_deref(), at).await
-        }
-        Event::TaskEnded { task_id } => task_ended(tx, task_id, at).await,
-        Event::UsageReported { task_id, usage } => return usage_reported(tx, task_id, usage, at).await,
-        Event::TaskTouched { task_id } => {
-            sqlx::query(
-                "INSERT INTO tasks (task_id, state, settle_at) VALUES (?1, 'open', ?2)
-                 ON CONFLICT (task_id) DO UPDATE SET settle_at = MAX(?2, asked_at + ?3)
-                 WHERE state = 'open' AND settle_at IS NULL",
-            )
-            .bind(task_id)
-            .bind(ms(at + SETTLE_AFTER))
-            .bind(millis(TOUCH_INTERVAL))
-            .execute(tx)
-            .await?;
-            Ok(())
-        }
-        Event::WorkflowSeen { workflow_id } => {
-            note_workflow(tx, workflow_id, Some(at), at).await?;
-            sqlx::query(
-                "UPDATE workflows SET heard = heard + 1, sweeps = 0, sweep_at = MIN(sweep_at, MAX(?2, asked_at + ?3))
-                 WHERE workflow_id = ?1 AND state = 'open'",
-            )
-            .bind(workflow_id)
-            .bind(ms(at))
-            .bind(millis(TOUCH_INTERVAL))
-            .execute(tx)
-            .await?;
-            Ok(())
-        }
-    };
-    recorded.map(|()| None)
-}
-
-/// An answer itself says what its task cost.
-async fn usage_reported(
-    tx: &mut SqliteConnection,
-    task_id: &str,
-    usage: &Usage,
-    at: Timestamp,
-) -> Result<Option<Reported>, sqlx::Error> {
-    // Without its workflow nobody knows whose it is, and FlowMesh is asked after all.
-    let workflow_id: Option<Option<String>> = sqlx::query_scalar("SELECT workflow_id FROM tasks WHERE task_id = ?")
-        .bind(task_id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let Some(workflow_id) = workflow_id.flatten() else {
-        return task_ended(tx, task_id, at).await.map(|()| None);
-    };
-    // One that was given up has a cost after all.
-    sqlx::query("UPDATE tasks SET state = 'open', outcome = NULL WHERE task_id = ? AND outcome = 'gone'")
-        .bind(task_id)
-        .execute(&mut *tx)
-        .await?;
-    let settlement = Settlement::Usage(usage.clone());
-    match charges::settle(tx, task_id, Some(&workflow_id), &settlement, at).await? {
-        Settled::Deferred => task_ended(tx, task_id, at).await.map(|()| None),
-        settled @ (Settled::Charged { .. } | Settled::Held { .. }) => {
-            Ok(Some(Reported { task_id: task_id.to_owned(), workflow_id, cost: usage.cost.clone(), settled }))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// There is evidence that it ended: it is asked after until it has.
-async fn task_ended(tx: &mut SqliteConnection, task_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO tasks (task_id, state, eager, settle_at) VALUES (?1, 'open', 1, ?2)
-         ON CONFLICT (task_id) DO UPDATE SET state = 'open', outcome = NULL, heard = heard + 1, eager = 1,
-             attempts = IIF(eager, attempts, 0),
-             settle_at = MIN(COALESCE(settle_at, ?2), MAX(?2, asked_at + ?3))
-         WHERE state = 'open' OR outcome = 'gone'",
-    )
-    .bind(task_id)
-    .bind(ms(at + SETTLE_AFTER))
-    .bind(millis(EVIDENCE_INTERVAL))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Whether a workflow submitted `at` may have had a row that is pruned. One that has an owner, or looks for one, has not.
-async fn was_pruned(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT pruned_before > ?2
-             AND NOT EXISTS (SELECT 1 FROM workflows WHERE workflow_id = ?1 AND state <> 'ignored') FROM ledger",
-    )
-    .bind(workflow_id)
-    .bind(ms(at))
-    .fetch_one(tx)
-    .await
-}
-
-/// The log names the owner: that overrides whatever was guessed, and frees what was held.
-async fn own_workflow(
-    tx: &mut SqliteConnection,
-    workflow_id: &str,
-    principal_id: &str,
-    submission_id: &str,
-    at: Timestamp,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO workflows (workflow_id, principal_id, submission_id, attribution, state, noted_at, sweep_at)
-         VALUES (?1, ?2, ?3, 'log', 'open', ?4, ?5)
-         ON CONFLICT (workflow_id) DO UPDATE
-         SET principal_id = ?2, submission_id = ?3, attribution = 'log', hold_reason = NULL,
-             heard = heard + 1,
-             state = IIF(state IN ('ignored', 'gone'), 'open', state),
-             sweep_at = IIF(state IN ('ignored', 'gone'), ?5, sweep_at)
-         WHERE attribution IS NULL OR attribution NOT IN ('log', 'operator')",
-    )
-    .bind(workflow_id)
-    .bind(principal_id)
-    .bind(submission_id)
-    .bind(ms(at))
-    .bind(ms(at + SWEEP_AFTER))
-    .execute(&mut *tx)
-    .await?;
-    // A clock that runs behind can make a workflow look older than the ledger; its tasks are ours after all.
-    sqlx::query(
-        "UPDATE tasks SET state = 'open', outcome = NULL, settle_at = ?2 WHERE workflow_id = ?1 AND outcome = 'ignored'",
-    )
-    .bind(workflow_id)
-    .bind(ms(at))
-    .execute(&mut *tx)
-    .await?;
-    release(tx, workflow_id, at).await
-}
+use super::events::json;
+use super::{ms, submissions};
+use crate::ledger::{Attribution, DueTask};
 
 /// One submission makes one workflow: another that was matched with it is somebody else's, and its owner is looked for again.
-async fn unmatch_others(
+pub async fn unmatch_others(
     tx: &mut SqliteConnection,
     submission_id: &str,
     workflow_id: &str,
@@ -201,40 +40,32 @@ async fn unmatch_others(
     Ok(())
 }
 
-/// Notes a workflow that FlowMesh has, also one that it seemed to have forgotten. Returns 1 when it was news.
-pub async fn note_workflow(
+/// Notes workflows that FlowMesh has, also those that it seemed to have forgotten. Returns how many were news.
+pub async fn note_workflows(
     tx: &mut SqliteConnection,
-    workflow_id: &str,
-    sweep_at: Option<Timestamp>,
+    workflows: &[&(String, Option<Timestamp>)],
     at: Timestamp,
 ) -> Result<u64, sqlx::Error> {
+    let rows: Vec<_> = workflows.iter().map(|(id, sweep_at)| (id, sweep_at.map(ms))).collect();
+    let rows = json(rows)?;
     sqlx::query(
-        "UPDATE workflows SET state = 'open', sweep_at = ?2, unknown_since = NULL WHERE workflow_id = ?1 AND state = 'gone'",
+        "UPDATE workflows SET state = 'open', sweep_at = ?2, unknown_since = NULL
+         WHERE workflow_id IN (SELECT value ->> 0 FROM json_each(?1)) AND state = 'gone'",
     )
-    .bind(workflow_id)
+    .bind(&rows)
     .bind(ms(at))
     .execute(&mut *tx)
     .await?;
-    insert_workflow(tx, workflow_id, sweep_at, at).await
-}
-
-/// Makes the row of a workflow, unless there is one. Returns 1 when there was none.
-pub async fn insert_workflow(
-    tx: &mut SqliteConnection,
-    workflow_id: &str,
-    sweep_at: Option<Timestamp>,
-    at: Timestamp,
-) -> Result<u64, sqlx::Error> {
-    let result = sqlx::query(
-        "INSERT INTO workflows (workflow_id, state, noted_at, sweep_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    let noted = sqlx::query(
+        "INSERT INTO workflows (workflow_id, state, noted_at, sweep_at)
+         SELECT value ->> 0, IIF(value ->> 1 IS NULL, 'ignored', 'open'), ?2, COALESCE(value ->> 1, ?2)
+         FROM json_each(?1) WHERE true ON CONFLICT DO NOTHING",
     )
-    .bind(workflow_id)
-    .bind(if sweep_at.is_some() { "open" } else { "ignored" })
+    .bind(&rows)
     .bind(ms(at))
-    .bind(ms(sweep_at.unwrap_or(at)))
     .execute(tx)
     .await?;
-    Ok(result.rows_affected())
+    Ok(noted.rows_affected())
 }
 
 /// Records whose a workflow is, unless that is known already.
@@ -283,49 +114,62 @@ pub async fn attribute(
             // Else the log was faster, or another workflow took the submission: the next sweep looks again.
             if matched.rows_affected() == 1 {
                 submissions::resolve(tx, submission_id, workflow_id, at).await?;
-                release(tx, workflow_id, at).await?;
+                release(tx, &[workflow_id], at).await?;
             }
             Ok(())
         }
     }
 }
 
-/// Gives a workflow's unposted charges to its owner.
-pub async fn release(tx: &mut SqliteConnection, workflow_id: &str, at: Timestamp) -> Result<(), sqlx::Error> {
+/// Gives the unposted charges of workflows to their owners.
+pub async fn release(tx: &mut SqliteConnection, workflows: &[&str], at: Timestamp) -> Result<(), sqlx::Error> {
+    if workflows.is_empty() {
+        return Ok(());
+    }
+    // The workflows first, and their charges by the index: CROSS JOIN keeps SQLite from beginning with all charges.
     sqlx::query(
         "UPDATE charges SET principal_id = owner.principal_id, post_at = ?2,
              state = IIF(owner.email IS NULL, 'held', 'pending'),
              hold_reason = IIF(owner.email IS NULL, 'no_email', NULL)
-         FROM (SELECT principals.principal_id, email FROM workflows JOIN principals USING (principal_id)
-               WHERE workflow_id = ?1) AS owner
-         WHERE charges.workflow_id = ?1 AND charges.principal_id IS NOT owner.principal_id
-           AND (charges.state = 'held' OR (charges.state = 'pending' AND charges.leased_until <= ?2))",
+         FROM (SELECT unposted.rowid AS number, principals.principal_id, email
+               FROM json_each(?1) CROSS JOIN workflows ON workflows.workflow_id = value
+               JOIN principals ON principals.principal_id = workflows.principal_id
+               CROSS JOIN charges AS unposted ON unposted.workflow_id = value
+               WHERE unposted.principal_id IS NOT principals.principal_id
+                 AND (unposted.state = 'held' OR (unposted.state = 'pending' AND unposted.leased_until <= ?2))) AS owner
+         WHERE charges.rowid = owner.number",
     )
-    .bind(workflow_id)
+    .bind(json(workflows)?)
     .bind(ms(at))
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Notes a task of a workflow; one that has ended is asked after at once.
-pub async fn note_task(
+/// Notes tasks of a workflow; those that have ended are asked after at once.
+pub async fn note_tasks(
     tx: &mut SqliteConnection,
     workflow_id: &str,
-    task_id: &str,
-    ended: bool,
+    tasks: &[(&str, bool)],
     at: Timestamp,
 ) -> Result<(), sqlx::Error> {
+    // One row for each, whatever FlowMesh lists.
+    let mut rows: BTreeMap<&str, u8> = BTreeMap::new();
+    for (task_id, ended) in tasks {
+        let row = rows.entry(task_id).or_default();
+        *row = (*row).max(u8::from(*ended));
+    }
     // An eager task has its own growing interval; the sweep must not reset it each time.
     sqlx::query(
-        "INSERT INTO tasks (task_id, workflow_id, state, eager, settle_at) VALUES (?1, ?2, 'open', ?3, IIF(?3, ?4, NULL))
-         ON CONFLICT (task_id) DO UPDATE SET workflow_id = ?2, eager = MAX(eager, ?3), state = 'open', outcome = NULL,
-             settle_at = IIF(?3 AND (settle_at IS NULL OR NOT eager), ?4, settle_at)
+        "INSERT INTO tasks (task_id, workflow_id, state, eager, settle_at)
+         SELECT key, ?2, 'open', value, IIF(value, ?3, NULL) FROM json_each(?1) WHERE true
+         ON CONFLICT (task_id) DO UPDATE SET workflow_id = ?2, eager = MAX(eager, excluded.eager), state = 'open',
+             outcome = NULL,
+             settle_at = IIF(excluded.eager AND (settle_at IS NULL OR NOT eager), ?3, settle_at)
          WHERE state = 'open' OR outcome = 'gone'",
     )
-    .bind(task_id)
+    .bind(json(rows)?)
     .bind(workflow_id)
-    .bind(ended)
     .bind(ms(at))
     .execute(tx)
     .await?;

@@ -1,0 +1,74 @@
+//! What is due, and claiming it: statements that step through a partial index, however much is open or over.
+
+use crate::ledger::{Pick, Work};
+
+/// The statement that claims due work, of `?1` the time, `?2` the end of the lease and `?3` how much, which is returned
+/// beside it.
+pub fn claim(work: Work, pick: Pick) -> (String, u32) {
+    let (table, id, due, tries, is_open) = match work {
+        Work::Tasks => ("tasks", "task_id", "settle_at", "attempts", "state = 'open' AND settle_at <= ?1"),
+        Work::Workflows => ("workflows", "workflow_id", "sweep_at", "sweeps", "state = 'open' AND sweep_at <= ?1"),
+        Work::Charges => (
+            "charges",
+            "task_id",
+            "post_at",
+            "attempts",
+            "state = 'pending' AND post_at <= ?1
+               AND EXISTS (SELECT 1 FROM principals
+                           WHERE principals.principal_id = charges.principal_id AND email IS NOT NULL)",
+        ),
+    };
+    let returned = match work {
+        Work::Tasks => "task_id, attempts, eager, heard, unknown_since",
+        Work::Workflows => "workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
+        Work::Charges => {
+            "task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
+             (SELECT owner.principal_id FROM workflows AS owner WHERE owner.workflow_id = charges.workflow_id) AS owner,
+             EXISTS (SELECT 1 FROM workflows WHERE workflows.workflow_id = charges.workflow_id
+                     AND workflows.principal_id IS NULL) AS unowned,
+             (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email"
+        }
+    };
+    let (order, limit) = match pick {
+        Pick::Due(limit) => (due.to_owned(), limit),
+        Pick::LeastTried => (format!("{tries}, {due}"), 1),
+    };
+    let statement = format!(
+        "UPDATE {table} SET leased_until = ?2 WHERE {id} IN (
+             SELECT {id} FROM {table} WHERE {is_open} AND leased_until <= ?1 ORDER BY {order} LIMIT ?3)
+         RETURNING {returned}"
+    );
+    (statement, limit)
+}
+
+/// The query for when the next piece of work is due. What is leased is little; and of what is not, the first in its index is
+/// the one, or nearly so. That is two steps of 5 µs, where the least of all was looked for among all: 25 ms with
+/// 100 000 open workflows, after each claim that found nothing. Left to itself SQLite would take the leased ones from among all.
+pub fn next(work: Work) -> &'static str {
+    match work {
+        Work::Tasks => {
+            "SELECT MIN(due) FROM (
+                 SELECT MIN(MAX(settle_at, leased_until)) AS due FROM tasks INDEXED BY tasks_leased
+                 WHERE leased_until <> 0 AND state = 'open' AND settle_at IS NOT NULL
+                 UNION ALL
+                 SELECT * FROM (SELECT settle_at FROM tasks INDEXED BY tasks_due
+                 WHERE leased_until = 0 AND state = 'open' AND settle_at IS NOT NULL ORDER BY settle_at LIMIT 1))"
+        }
+        Work::Workflows => {
+            "SELECT MIN(due) FROM (
+                 SELECT MIN(MAX(sweep_at, leased_until)) AS due FROM workflows INDEXED BY workflows_leased
+                 WHERE leased_until <> 0 AND state = 'open'
+                 UNION ALL
+                 SELECT * FROM (SELECT sweep_at FROM workflows INDEXED BY workflows_due
+                 WHERE leased_until = 0 AND state = 'open' ORDER BY sweep_at LIMIT 1))"
+        }
+        Work::Charges => {
+            "SELECT MIN(due) FROM (
+                 SELECT MIN(MAX(post_at, leased_until)) AS due FROM charges INDEXED BY charges_leased
+                 WHERE leased_until <> 0 AND state = 'pending'
+                 UNION ALL
+                 SELECT * FROM (SELECT post_at FROM charges INDEXED BY charges_due
+                 WHERE leased_until = 0 AND state = 'pending' ORDER BY post_at LIMIT 1))"
+        }
+    }
+}

@@ -6,7 +6,7 @@ SEED ?= 1
 MINUTES ?= 10
 JOBS ?= 1
 
-.PHONY: help run demo test ops compose dist chaos check fmt clippy doc shell envoy audit release
+.PHONY: help run demo test bench ops compose dist chaos check fmt clippy doc shell envoy audit release
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,12 +21,23 @@ demo: release  ## The whole scenario by itself, on free ports
 
 test: envoy  ## Every test, through real Envoys
 	@scripts/install-test-tools
+	@scripts/fetch-predecessor --try
 	@if $(CARGO) nextest --version > /dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace; \
 	else $(CARGO) test --workspace; fi
 	@scripts/test-ops
 	@scripts/test-dist
 	@scripts/test-compose
+
+# All that ships and all that measures, once: other sets of packages would be built with other features of their dependencies.
+# What criterion runs is built here as well, because the quarter of an hour is for measuring.
+bench:  ## What Tollgate costs, beside a bare server and what it replaces, into docs/PERFORMANCE.md; BENCH='--only check', see --help
+	@scripts/install-test-tools
+	@scripts/fetch-envoy > /dev/null
+	@scripts/fetch-predecessor
+	$(CARGO) build --release --locked -p tollgate -p tollgate-local -p tollgate-benches --bins
+	@[ ! -e benches/benches/stages.rs ] || $(CARGO) bench --locked -p tollgate-benches --bench stages --no-run
+	@exec "$(RELEASE)/tollgate-benches" $(BENCH)
 
 ops:  ## Alerts, dashboard, unit and release archive alone
 	@scripts/install-test-tools
@@ -52,7 +63,7 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 shell:
-	@if command -v shellcheck > /dev/null; then shellcheck scripts/dist scripts/install-test-tools scripts/local-images scripts/test-* .ci/run; \
+	@if command -v shellcheck > /dev/null; then shellcheck scripts/dist scripts/fetch-predecessor scripts/install-test-tools scripts/local-images scripts/test-* .ci/run; \
 	elif [ -n "$$CI" ]; then echo "shell: FAILED: there is no shellcheck" >&2; exit 1; \
 	else echo "shell: SKIPPED: there is no shellcheck"; fi
 

@@ -55,12 +55,14 @@ impl Machine {
 pub async fn versions(context: &Context) -> Vec<Version> {
     let tollgate = context.programs.join("tollgate");
     let envoy = tollgate_local::stack::Envoy::fetched(&context.root, None).unwrap_or_else(|_| "envoy".into());
+    let python = context.root.join(".tools/predecessor/bin/python");
     let asked = [
         ("Tollgate", tollgate.as_path()),
         ("rustc", Path::new("rustc")),
         ("Envoy", &envoy),
         ("h2load", Path::new("h2load")),
         ("wrk", Path::new("wrk")),
+        ("Python", &python),
     ];
     let mut versions = Vec::new();
     for (program, path) in asked {
@@ -68,7 +70,16 @@ pub async fn versions(context: &Context) -> Vec<Version> {
             versions.push(Version { program: program.to_owned(), version });
         }
     }
+    let requirements = std::fs::read_to_string(context.root.join("benches/predecessor/requirements.txt"));
+    versions.extend(packages(&requirements.unwrap_or_default()));
     versions
+}
+
+/// Those of the pinned packages that make the predecessor what it is.
+fn packages(requirements: &str) -> Vec<Version> {
+    let pinned = requirements.lines().filter_map(|line| line.split_once("=="));
+    let telling = pinned.filter(|(name, _)| ["fastapi", "httpx", "uvicorn", "uvloop"].contains(name));
+    telling.map(|(name, version)| Version { program: name.to_owned(), version: version.to_owned() }).collect()
 }
 
 /// What a program says of its version, without its name.
@@ -88,6 +99,13 @@ fn version(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_packages_of_the_predecessor_are_told_as_they_are_pinned() {
+        let packages = packages("# all\nfastapi==1.2\nh11==3\nuvloop==0.1\n");
+        let told: Vec<_> = packages.iter().map(|one| format!("{} {}", one.program, one.version)).collect();
+        assert_eq!(told, ["fastapi 1.2", "uvloop 0.1"]);
+    }
 
     #[test]
     fn a_version_is_found_in_what_each_program_says() {

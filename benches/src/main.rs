@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tollgate_benches::{
     context::Context,
+    message,
     report::{self, Report},
     run,
     section::Section,
@@ -35,6 +36,15 @@ struct Cli {
     /// Only list the sections
     #[arg(long)]
     list: bool,
+    #[command(subcommand)]
+    instead: Option<Instead>,
+}
+
+/// What else there is to do.
+#[derive(Subcommand)]
+enum Instead {
+    /// Write benches/data/check.binpb anew: the Check that the reference Envoy sends
+    Capture,
 }
 
 #[tokio::main]
@@ -74,6 +84,9 @@ async fn bench(cli: Cli) -> Result<()> {
     let sections: Vec<_> = sections.into_iter().filter(|section| !slow(section)).collect();
     let rounds = if cli.quick { 1 } else { usize::from(cli.rounds) };
     let context = Context::new(rounds, cli.quick).await?;
+    if let Some(Instead::Capture) = cli.instead {
+        return message::capture(&context).await;
+    }
     let report = run::run(&context, &sections).await?;
     let output = match cli.output {
         Some(output) => Some(output),

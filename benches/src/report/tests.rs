@@ -93,3 +93,11 @@ fn numbers_have_three_digits_that_count_and_thousands_apart() {
         assert_eq!(number(value), text, "{value}");
     }
 }
+
+/// Nobody edits either by hand.
+#[test]
+fn the_report_that_is_there_is_what_its_figures_make() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let report = Report::from_json(&std::fs::read_to_string(docs.join(JSON)).unwrap()).unwrap();
+    assert_eq!(std::fs::read_to_string(docs.join(MARKDOWN)).unwrap(), report.to_markdown());
+}

@@ -52,7 +52,8 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
     let each = if context.quick { 1_000 } else { 25_000 };
     let checks = Checks::captured(&context.root)?;
     let lum_id = LumId::start(Duration::ZERO).await?;
-    let around = Around { lum_id: Some(lum_id.url()), ..Around::default() };
+    let flowmesh = FlowMesh::start(1).await?;
+    let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: None };
     let binary = context.on_server_core(&context.program("sized")?)?;
     let mut sized = Vec::new();
     let mut unknown = f64::NAN;

@@ -2,9 +2,12 @@
 
 mod access_log;
 mod billing;
+mod check;
+mod envoy;
 mod flights;
 mod growth;
 mod memory;
+mod predecessor;
 mod reading;
 mod stages;
 mod start;
@@ -16,45 +19,63 @@ use crate::section::Section;
 /// All of them.
 pub const ALL: &[Section] = &[
     Section {
+        name: "check",
+        title: "Check",
+        budget: Duration::from_mins(3),
+        run: |context| Box::pin(check::run(context)),
+    },
+    Section {
+        name: "envoy",
+        title: "Through Envoy",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(envoy::run(context)),
+    },
+    Section {
+        name: "predecessor",
+        title: "The predecessor",
+        budget: Duration::from_secs(150),
+        run: |context| Box::pin(predecessor::run(context)),
+    },
+    Section {
         name: "access_log",
         title: "Access log",
-        budget: Duration::from_secs(70),
+        budget: Duration::from_secs(60),
         run: |context| Box::pin(access_log::run(context)),
     },
     Section {
         name: "billing",
         title: "Billing",
-        budget: Duration::from_secs(50),
+        budget: Duration::from_secs(45),
         run: |context| Box::pin(billing::run(context)),
     },
     Section {
         name: "memory",
         title: "Memory",
-        budget: Duration::from_secs(60),
+        budget: Duration::from_secs(50),
         run: |context| Box::pin(memory::run(context)),
     },
     Section {
         name: "start",
         title: "Start",
-        budget: Duration::from_secs(30),
+        budget: Duration::from_secs(20),
         run: |context| Box::pin(start::run(context)),
     },
     Section {
         name: "reading",
         title: "A ledger with much in it",
-        budget: Duration::from_secs(20),
+        budget: Duration::from_secs(15),
         run: |context| Box::pin(reading::run(context)),
     },
     Section {
         name: "growth",
         title: "Growth",
-        budget: Duration::from_secs(100),
+        budget: Duration::from_secs(85),
         run: |context| Box::pin(growth::run(context)),
     },
     Section {
         name: "flights",
         title: "One call for many",
-        budget: Duration::from_secs(30),
+        budget: Duration::from_secs(25),
         run: |context| Box::pin(flights::run(context)),
     },
     Section {

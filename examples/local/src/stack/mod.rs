@@ -25,7 +25,7 @@ pub use envoy::Envoy;
 pub use ports::{Port, check_ports, free_port};
 pub use process::{Output, Process};
 pub use relay::{Meddled, Meddling, Relay};
-pub use tollgate::{Tollgate, metric};
+pub use tollgate::{Tollgate, envoy_config, metric};
 pub use wait::{POLL, wait_for};
 pub use whole::{Ports, Stack, StackOptions};
 

@@ -164,13 +164,7 @@ pub async fn metric(http: &reqwest::Client, admin: &str, name: &str) -> Option<f
 ///
 /// # Errors
 /// When it refuses, with what it says.
-pub(super) async fn envoy_config(
-    binary: &Path,
-    listen: &str,
-    admin: &str,
-    upstream: &str,
-    tollgate: &str,
-) -> Result<String> {
+pub async fn envoy_config(binary: &Path, listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<String> {
     let printed = command(binary)
         .args(["envoy-config", "--listen", listen, "--admin", admin, "--upstream", upstream, "--tollgate", tollgate])
         .output()

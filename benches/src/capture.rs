@@ -109,7 +109,8 @@ pub async fn log_entries(tollgate: &Path, root: &Path, to: &Path) -> Result<()> 
     let task = traffic(&stack).await?;
     let read = format!("/api/v1/tasks/{task}?view=status");
     for (file, path) in [(SUBMISSION, "/api/v1/workflows"), (RESULT, "/api/v1/results"), (READ, read.as_str())] {
-        let message = wait_for(format!("the log entry of {path}"), SOON, async || recorder.message(|is| is == path)).await?;
+        let message =
+            wait_for(format!("the log entry of {path}"), SOON, async || recorder.message(|is| is == path)).await?;
         let file = to.join(file);
         std::fs::write(&file, message.encode_to_vec()).with_context(|| format!("cannot write {}", file.display()))?;
     }

@@ -15,7 +15,10 @@ use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use prost::Message as _;
 use tokio::task::JoinSet;
 
-use crate::{template::{DIGITS, Template}, wire::Connection};
+use crate::{
+    template::{DIGITS, Template},
+    wire::Connection,
+};
 
 /// What a token looks like, but for the number at its end. As long as a real one: `lm_pat_live_` and 64 digits.
 const TOKEN: &str = "Bearer lm_pat_live_0123456789abcdef0123456789abcdef0123456789abcdef0123";
@@ -30,7 +33,8 @@ impl Checks {
         let path = root.join("benches/data/check.binpb");
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut request = CheckRequest::decode(Bytes::from(bytes)).context("check.binpb is no CheckRequest")?;
-        let http = request.attributes.as_mut().and_then(|all| all.request.as_mut()).and_then(|request| request.http.as_mut());
+        let http =
+            request.attributes.as_mut().and_then(|all| all.request.as_mut()).and_then(|request| request.http.as_mut());
         let headers = http.and_then(|http| http.header_map.as_mut()).context("check.binpb has no headers")?;
         let bearer = headers.headers.iter_mut().find(|header| header.key == "authorization");
         let hole = "X".repeat(DIGITS);
@@ -81,7 +85,8 @@ pub async fn send(
                 if number >= count {
                     return Ok(());
                 }
-                let answer = connection.check(checks.of(token(number))).await.with_context(|| format!("client {client}"))?;
+                let answer =
+                    connection.check(checks.of(token(number))).await.with_context(|| format!("client {client}"))?;
                 if !is_ok(&answer) {
                     bail!("a Check was refused: {:?}", CheckResponse::decode(answer));
                 }
@@ -122,7 +127,12 @@ pub async fn burst(address: &str, checks: &Checks, count: u64, connections: u64,
 #[must_use]
 pub fn quantile(durations: &mut [Duration], part: f64) -> Duration {
     durations.sort_unstable();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a place in a list")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a place in a list"
+    )]
     let at = (durations.len() as f64 * part).ceil() as usize;
     durations.get(at.max(1) - 1).copied().unwrap_or_default()
 }

@@ -22,7 +22,9 @@ impl Template {
         for text in texts {
             ensure!(text.len() == DIGITS, "{text:?} does not have {DIGITS} characters");
             let before = places.len();
-            places.extend(message.windows(DIGITS).enumerate().filter(|(_, part)| *part == text.as_bytes()).map(|(at, _)| at));
+            places.extend(
+                message.windows(DIGITS).enumerate().filter(|(_, part)| *part == text.as_bytes()).map(|(at, _)| at),
+            );
             ensure!(places.len() > before, "{text:?} does not occur in the message");
         }
         Ok(Self { bytes: message, places })
@@ -84,7 +86,8 @@ impl Log {
         let kinds = self.entries.len() as u64;
         let numbers = first..end.min(first + self.in_a_message);
         let template = |number: u64| &self.entries[usize::try_from(number % kinds).unwrap_or(0)];
-        let inner: usize = numbers.clone().map(|number| 1 + varint_len(template(number).len()) + template(number).len()).sum();
+        let inner: usize =
+            numbers.clone().map(|number| 1 + varint_len(template(number).len()) + template(number).len()).sum();
         let mut message = BytesMut::with_capacity(inner + self.identifier.len() + 16);
         if is_first {
             field(1, self.identifier.len(), &mut message);
@@ -119,8 +122,8 @@ fn varint_len(length: usize) -> usize {
 mod tests {
     use envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry;
     use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpRequestProperties};
-    use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::{Identifier, LogEntries};
     use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+    use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::{Identifier, LogEntries};
     use prost::Message as _;
 
     use super::*;
@@ -146,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_log_message_is_what_envoy_would_have_encoded() {
-        let kinds = ["/a/abcdefghijkl", "/bb/abcdefghijkl"].map(|path| Template::new(entry(path), &["abcdefghijkl"]).unwrap());
+        let kinds =
+            ["/a/abcdefghijkl", "/bb/abcdefghijkl"].map(|path| Template::new(entry(path), &["abcdefghijkl"]).unwrap());
         let identifier = Identifier { log_name: "flowmesh".into(), ..Default::default() };
         let log = Log::new(identifier.encode_to_vec(), kinds.to_vec(), 3);
         assert_eq!(log.starts(2..9).collect::<Vec<_>>(), [2, 5, 8]);

@@ -31,12 +31,14 @@ pub async fn run(context: &Context) -> Result<Measured> {
         context.progress("billing", round, "charges posted");
         let path = dir.path().join("ledger.db");
         std::fs::copy(&full, &path)?;
-        let (runmesh, flowmesh) = (Runmesh::start(DELAY).await?, FlowMesh::start(1).await?);
+        let (runmesh, flowmesh) = (Runmesh::start(DELAY).await?, FlowMesh::start(0, 1).await?);
         let around = Around { runmesh: Some(runmesh.url()), flowmesh: Some(flowmesh.url()), lum_id: None };
         let tollgate = served::tollgate(context, &around, Some(&path)).await?;
         let mut file = ledgers::open(&path, true).await?;
         let mut posted = async || ledgers::number(&mut file, POSTED).await;
-        let first = wait_for("the first charge to be posted", Duration::from_secs(10), async || posted().await.ok().filter(|n| *n > 0));
+        let first = wait_for("the first charge to be posted", Duration::from_secs(10), async || {
+            posted().await.ok().filter(|n| *n > 0)
+        });
         let first = first.await?;
         let (begun, before) = (Instant::now(), served::used(&tollgate)?);
         let mut last = first;
@@ -47,7 +49,10 @@ pub async fn run(context: &Context) -> Result<Measured> {
         let (took, used) = (begun.elapsed(), served::used(&tollgate)?.saturating_sub(before));
         tollgate.kill_hard().await?;
         let (tasks, repeated, malformed) = runmesh.entries();
-        ensure!(tasks >= last && repeated == 0 && malformed == 0, "{tasks} entries, {repeated} twice, {malformed} malformed");
+        ensure!(
+            tasks >= last && repeated == 0 && malformed == 0,
+            "{tasks} entries, {repeated} twice, {malformed} malformed"
+        );
         rates.push(count(last - first) / took.as_secs_f64());
         costs.push(used.as_secs_f64() * 1e6 / count(last - first).max(1.0));
         for file in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
@@ -64,9 +69,21 @@ pub async fn run(context: &Context) -> Result<Measured> {
     Ok(Measured {
         about: "Charges that wait in the ledger are posted to a Runmesh that takes 10 ms for each.".to_owned(),
         figures: vec![
-            Figure::new("billing.entries_per_second", "Billing entries posted, each durable as such", "1/s", rates, &how),
+            Figure::new(
+                "billing.entries_per_second",
+                "Billing entries posted, each durable as such",
+                "1/s",
+                rates,
+                &how,
+            ),
             Figure::new("billing.cost", "Processor time of one of them", "µs", costs, &how),
-            Figure::new("billing.runmesh_ceiling", "What that Runmesh itself answers, client on its core", "1/s", vec![ceiling], how_ceiling),
+            Figure::new(
+                "billing.runmesh_ceiling",
+                "What that Runmesh itself answers, client on its core",
+                "1/s",
+                vec![ceiling],
+                how_ceiling,
+            ),
         ],
         notes: Vec::new(),
     })

@@ -33,7 +33,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
     let (mut asked_inside, mut late_inside) = (Vec::new(), Vec::new());
     let (mut asked, mut late, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     let checks = Checks::captured(&context.root)?;
-    let flowmesh = FlowMesh::start(1).await?;
+    let flowmesh = FlowMesh::start(0, 1).await?;
     for round in 0..context.rounds.min(3) {
         context.progress("flights", round, "many with one token");
         let (calls, p99) = inside(callers, round as u64).await?;
@@ -64,10 +64,28 @@ pub async fn run(context: &Context) -> Result<Measured> {
         about: format!("{callers} callers bring one token of which nothing is known yet, all at once."),
         figures: vec![
             figure("flights.introspections", "Introspections for all of them, over gRPC", "", asked, &how),
-            figure("flights.introspections_inside", "Introspections for all of them, in one process", "", asked_inside, &how_inside),
-            figure("flights.p99_inside", "99 % have their answer so long after lum.id gave it, in one process", "ms", late_inside, &how_inside),
+            figure(
+                "flights.introspections_inside",
+                "Introspections for all of them, in one process",
+                "",
+                asked_inside,
+                &how_inside,
+            ),
+            figure(
+                "flights.p99_inside",
+                "99 % have their answer so long after lum.id gave it, in one process",
+                "ms",
+                late_inside,
+                &how_inside,
+            ),
             figure("flights.p99", "99 % have their answer so long after lum.id gave it, over gRPC", "ms", late, &how),
-            figure("flights.p99_known", "99 % have their answer so long after the first one asked, the token being known", "ms", warm, &how),
+            figure(
+                "flights.p99_known",
+                "99 % have their answer so long after the first one asked, the token being known",
+                "ms",
+                warm,
+                &how,
+            ),
         ],
         notes: vec![format!(
             "Over gRPC {callers} answers have to be written and read after lum.id's, by one core each: the last figure is what \

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tollgate_local::stack::{Tollgate, wait_for};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
 
 /// Connections, and Checks under way at once: two workers of an Envoy that have work.
 const SHAPE: (u64, u64) = (2, 64);
+const VERY_MANY: u64 = 200_000;
 
 /// Measures.
 pub async fn run(context: &Context) -> Result<Measured> {
@@ -41,6 +42,13 @@ fn sizes(context: &Context, full: [u64; 3], quick: [u64; 3]) -> [u64; 3] {
     if context.quick { quick } else { full }
 }
 
+/// How many tokens are very many. A million of them take two minutes to be made known, one call to lum.id each, so that the
+/// whole would not be done in its time; who has it says `TOLLGATE_BENCH_TOKENS=1000000`.
+fn very_many() -> Result<u64> {
+    let asked = std::env::var("TOLLGATE_BENCH_TOKENS").ok();
+    asked.map_or(Ok(VERY_MANY), |asked| asked.parse().context("TOLLGATE_BENCH_TOKENS is no number"))
+}
+
 /// The token of the `n`th Check among so many: none comes again before all others have come, in no order that a cache likes.
 fn token(n: u64, tokens: u64) -> u64 {
     // Prime, and no factor of any number of tokens here.
@@ -48,14 +56,14 @@ fn token(n: u64, tokens: u64) -> u64 {
 }
 
 async fn tokens(context: &Context) -> Result<Vec<Figure>> {
-    let sizes = sizes(context, [10, 10_000, 1_000_000], [10, 100, 1_000]);
+    let sizes = sizes(context, [10, 10_000, very_many()?], [10, 100, 1_000]);
     let each = if context.quick { 1_000 } else { 25_000 };
     let checks = Checks::captured(&context.root)?;
     let lum_id = LumId::start(Duration::ZERO).await?;
-    let flowmesh = FlowMesh::start(1).await?;
+    let flowmesh = FlowMesh::start(0, 1).await?;
     let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: None };
     let binary = context.on_server_core(&context.program("sized")?)?;
-    let mut sized = Vec::new();
+    let mut running = Vec::new();
     let mut unknown = f64::NAN;
     for tokens in sizes {
         context.progress("growth", 0, format!("{tokens} tokens are made known"));
@@ -66,13 +74,13 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
         checks::send(tollgate.grpc(), &checks, tokens, SHAPE, move |n| token(n, tokens)).await?;
         unknown = served::used(&tollgate)?.saturating_sub(before).as_secs_f64() * 1e6 / count(tokens);
         checks::send(tollgate.grpc(), &checks, each / 5, SHAPE, move |n| token(n, tokens)).await?;
-        sized.push((tokens, tollgate, Vec::new()));
+        running.push((tokens, tollgate, Vec::new()));
     }
     let asked = lum_id.asked();
     ensure!(asked == sizes.iter().sum::<u64>(), "lum.id was asked {asked} times for {sizes:?} tokens");
     for round in 0..context.rounds {
         context.progress("growth", round, "Checks with few, many and very many tokens");
-        for (tokens, tollgate, costs) in &mut sized {
+        for (tokens, tollgate, costs) in &mut running {
             let tokens = *tokens;
             let before = served::used(tollgate)?;
             // Others each round, where there are so many.
@@ -94,8 +102,8 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
     );
     let what = "Processor time of a Check with an unknown token";
     let mut figures = vec![Figure::new("growth.check_unknown", what, "µs", vec![unknown], &how_unknown)];
-    let few = sized[0].2.clone();
-    for (name, (tokens, tollgate, costs)) in ["few", "many", "very_many"].into_iter().zip(sized) {
+    let few = running[0].2.clone();
+    for (name, (tokens, tollgate, costs)) in ["few", "many", "very_many"].into_iter().zip(running) {
         tollgate.kill_hard().await?;
         let what = format!("Processor time of a Check, {tokens} tokens");
         figures.push(Figure::new(&format!("growth.check_{name}"), &what, "µs", costs.clone(), &how));
@@ -111,29 +119,33 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
 async fn settling(context: &Context) -> Result<Vec<Figure>> {
     let [few, many, _] = sizes(context, [10, 100_000, 0], [10, 200, 0]);
     let tasks = if context.quick { 50 } else { 2_000 };
+    let due = |workflows| Rows::Open { workflows, due_tasks: tasks, due_workflows: 0 };
+    let done = "SELECT COUNT(*) FROM charges WHERE state = 'posted'";
+    let few_open = Work::new(context, few, due(few), tasks, done).await?;
+    let many_open = Work::new(context, many, due(many), tasks, done).await?;
     let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
     for round in 0..context.rounds.min(3) {
         context.progress("growth", round, "tasks settled");
-        for (workflows, worked) in [(few, &mut with_few), (many, &mut with_many)] {
-            let rows = Rows::Open { workflows, due_tasks: tasks, due_workflows: 0 };
-            let metric = r#"tollgate_posts_total{outcome="posted"}"#;
-            worked.push(work(context, rows, workflows, metric, tasks).await?);
-        }
+        with_few.push(few_open.work(context).await?);
+        with_many.push(many_open.work(context).await?);
     }
-    let how = format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
+    let how =
+        format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
     Ok(grown("settle", "of a task settled and billed", [few, many], &with_few, &with_many, &how))
 }
 
 /// Workflows that are due, among ever more.
 async fn sweeping(context: &Context) -> Result<Vec<Figure>> {
     let [few, many, _] = sizes(context, [1_000, 100_000, 0], [20, 200, 0]);
+    let due = |workflows| Rows::Open { workflows, due_tasks: 0, due_workflows: few };
+    let done = "SELECT COUNT(*) FROM workflows WHERE sweeps > 0";
+    let few_open = Work::new(context, few, due(few), few, done).await?;
+    let many_open = Work::new(context, many, due(many), few, done).await?;
     let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
     for round in 0..context.rounds.min(3) {
         context.progress("growth", round, "workflows swept");
-        for (workflows, worked) in [(few, &mut with_few), (many, &mut with_many)] {
-            let rows = Rows::Open { workflows, due_tasks: 0, due_workflows: few };
-            worked.push(work(context, rows, workflows, r#"tollgate_sweeps_total{outcome="open"}"#, few).await?);
-        }
+        with_few.push(few_open.work(context).await?);
+        with_many.push(many_open.work(context).await?);
     }
     let how = format!("{few} of these workflows are due, until each is asked after; utime + stime");
     Ok(grown("sweep", "of a workflow swept", [few, many], &with_few, &with_many, &how))
@@ -147,38 +159,68 @@ struct Worked {
     rate: f64,
 }
 
-/// Works until so many pieces are counted by `metric`.
-async fn work(context: &Context, rows: Rows, workflows: u64, metric: &str, pieces: u64) -> Result<Worked> {
-    let dir = context.folder()?;
-    let path = dir.path().join("ledger.db");
-    ledgers::make(&path, rows).await?;
-    let (flowmesh, runmesh) = (FlowMesh::start(workflows).await?, Runmesh::start(Duration::ZERO).await?);
-    let around = Around { flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()), lum_id: None };
-    // What its start costs is no part of this.
-    let idle = served::tollgate(context, &around, None).await?;
-    let start = served::used(&idle)?;
-    idle.kill_hard().await?;
-    let tollgate = served::tollgate(context, &around, Some(&path)).await?;
-    let begun = Instant::now();
-    wait_for(format!("{pieces} pieces of work"), Duration::from_secs(60), async || {
-        (tollgate.metric(metric).await? >= count(pieces)).then_some(())
-    })
-    .await?;
-    let took = begun.elapsed();
-    let used = served::used(&tollgate)?.saturating_sub(start);
-    tollgate.kill_hard().await?;
-    Ok(Worked { cost: used.as_secs_f64() * 1e6 / count(pieces), rate: count(pieces) / took.as_secs_f64() })
+/// A ledger with work that is due.
+struct Work {
+    dir: tempfile::TempDir,
+    workflows: u64,
+    pieces: u64,
+    done: &'static str,
+}
+
+impl Work {
+    /// So many pieces, which are done when `done` counts as many.
+    async fn new(context: &Context, workflows: u64, rows: Rows, pieces: u64, done: &'static str) -> Result<Self> {
+        let dir = context.folder()?;
+        ledgers::make(&dir.path().join("due.db"), rows).await?;
+        Ok(Self { dir, workflows, pieces, done })
+    }
+
+    /// Works on a copy of it until all is done.
+    async fn work(&self, context: &Context) -> Result<Worked> {
+        let dir = context.folder()?;
+        let path = dir.path().join("ledger.db");
+        std::fs::copy(self.dir.path().join("due.db"), &path)?;
+        let (flowmesh, runmesh) = (FlowMesh::start(0, self.workflows).await?, Runmesh::start(Duration::ZERO).await?);
+        let around = Around { flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()), lum_id: None };
+        // What its start costs is no part of this.
+        let idle = served::tollgate(context, &around, None).await?;
+        let start = served::used(&idle)?;
+        idle.kill_hard().await?;
+        let tollgate = served::tollgate(context, &around, Some(&path)).await?;
+        let begun = Instant::now();
+        // Not by /metrics, which counts what is open.
+        let mut file = ledgers::open(&path, true).await?;
+        wait_for(format!("{} pieces of work", self.pieces), Duration::from_mins(1), async || {
+            let done = ledgers::number(&mut file, self.done).await.ok()?;
+            (done >= self.pieces).then_some(())
+        })
+        .await?;
+        let took = begun.elapsed();
+        let used = served::used(&tollgate)?.saturating_sub(start);
+        tollgate.kill_hard().await?;
+        Ok(Worked {
+            cost: used.as_secs_f64() * 1e6 / count(self.pieces),
+            rate: count(self.pieces) / took.as_secs_f64(),
+        })
+    }
 }
 
 fn grown(id: &str, what: &str, sizes: [u64; 2], few: &[Worked], many: &[Worked], how: &str) -> Vec<Figure> {
     let costs = |of: &[Worked]| of.iter().map(|worked| worked.cost).collect::<Vec<_>>();
     let [fewer, more] = sizes;
-    let figure = |end: &str, what: &str, unit: &str, samples| Figure::new(&format!("growth.{id}_{end}"), what, unit, samples, how);
+    let figure = |end: &str, what: &str, unit: &str, samples| {
+        Figure::new(&format!("growth.{id}_{end}"), what, unit, samples, how)
+    };
     vec![
         figure("few", &format!("Processor time {what}, {fewer} open workflows"), "µs", costs(few)),
         figure("many", &format!("Processor time {what}, {more} open workflows"), "µs", costs(many)),
         figure("ratio", &format!("The same with {more} / with {fewer}"), "×", ratios(&costs(many), &costs(few))),
-        figure("rate", &format!("So many a second {what}, {more} open workflows"), "1/s", many.iter().map(|of| of.rate).collect()),
+        figure(
+            "rate",
+            &format!("So many a second {what}, {more} open workflows"),
+            "1/s",
+            many.iter().map(|of| of.rate).collect(),
+        ),
     ]
 }
 

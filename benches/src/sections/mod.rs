@@ -39,19 +39,19 @@ pub const ALL: &[Section] = &[
     Section {
         name: "access_log",
         title: "Access log",
-        budget: Duration::from_secs(60),
+        budget: Duration::from_secs(50),
         run: |context| Box::pin(access_log::run(context)),
     },
     Section {
         name: "billing",
         title: "Billing",
-        budget: Duration::from_secs(45),
+        budget: Duration::from_secs(40),
         run: |context| Box::pin(billing::run(context)),
     },
     Section {
         name: "memory",
         title: "Memory",
-        budget: Duration::from_secs(50),
+        budget: Duration::from_secs(40),
         run: |context| Box::pin(memory::run(context)),
     },
     Section {
@@ -69,7 +69,7 @@ pub const ALL: &[Section] = &[
     Section {
         name: "growth",
         title: "Growth",
-        budget: Duration::from_secs(85),
+        budget: Duration::from_secs(110),
         run: |context| Box::pin(growth::run(context)),
     },
     Section {

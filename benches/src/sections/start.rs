@@ -42,7 +42,13 @@ pub async fn run(context: &Context) -> Result<Measured> {
     Ok(Measured {
         about: "From nothing to ready.".to_owned(),
         figures: vec![
-            Figure::new("start.many", &format!("Start to ready, {} charges in the ledger", ledgers::many(context)), "ms", with_many, how),
+            Figure::new(
+                "start.many",
+                &format!("Start to ready, {} charges in the ledger", ledgers::many(context)),
+                "ms",
+                with_many,
+                how,
+            ),
             Figure::new("start.empty", "Start to ready, no ledger yet: its file is made", "ms", empty, how),
         ],
         notes: Vec::new(),

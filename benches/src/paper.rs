@@ -68,8 +68,8 @@ struct Load {
     ledger_bytes: f64,
     settles: f64,
     sweeps: f64,
-    /// Days until FlowMesh's list is too long to be read.
-    days_of_list: f64,
+    /// What FlowMesh lists of workflows after as many days as the ledger keeps; it forgets none by itself.
+    list_bytes: f64,
 }
 
 /// Something of which there is only so much.
@@ -160,7 +160,7 @@ impl Load {
             ledger_bytes: tasks_a_day * RETENTION_DAYS * costs.bytes_per_charge,
             settles,
             sweeps,
-            days_of_list: LIST_BYTES / (tasks_a_day / TASKS_OF_A_WORKFLOW * BYTES_IN_THE_LIST),
+            list_bytes: tasks_a_day / TASKS_OF_A_WORKFLOW * RETENTION_DAYS * BYTES_IN_THE_LIST,
         }
     }
 
@@ -211,11 +211,12 @@ impl Load {
                 "the outbox grows over the busiest hour and empties after it",
             ),
             resource(
-                "workflows in FlowMesh's list, after 90 days",
-                RETENTION_DAYS / self.days_of_list,
-                1.0,
-                " × what is read of it",
-                "the list that every ten minutes brings is over 256 MiB and is not read: no comparison, and no pruning",
+                "FlowMesh's list of workflows after 90 days",
+                self.list_bytes / 1e6,
+                LIST_BYTES / 1e6,
+                " MB",
+                "the list that is compared with the ledger every ten minutes is too long to be read: what no log told of is not \
+                 found, and nothing is pruned",
             ),
             resource("cores", self.cores, 8.0, "", "everything waits; eight cores are taken for what one machine has"),
         ]
@@ -271,7 +272,8 @@ fn breaks(load: &Load, costs: &Costs, text: &mut String) {
         (Some((first, others)), _) => {
             let others: Vec<String> = others.iter().map(|resource| told(resource)).collect();
             let others = if others.is_empty() { String::new() } else { format!(" Then: {}.", others.join("; ")) };
-            writeln!(text, "- {users} users: **{}**: {}.{others}", told(first), first.then)
+            let reached = number(load.users / first.use_of());
+            writeln!(text, "- {users} users: **{}**, reached at {reached} users: {}.{others}", told(first), first.then)
         }
         (None, Some(first)) => writeln!(
             text,
@@ -372,7 +374,7 @@ mod tests {
         about(load.tasks_a_day, 200_000.0);
         about(load.tasks, 40_000.0 / 3600.0);
         about(load.ledger_bytes, 18e9);
-        about(load.days_of_list, 268_435_456.0 / (50_000.0 * 250.0));
+        about(load.list_bytes, 50_000.0 * 90.0 * 250.0);
         // Checks and entries 45 ms, events 1.2 ms, settling 8.3 ms, sweeping 7.8 ms in each second.
         about(load.cores, 0.0450 + 0.0012 + 0.00833 + 0.00778);
         let load = Load::of(1_000_000.0, &costs);
@@ -386,8 +388,14 @@ mod tests {
         assert!(text.contains("| Active users | 100 | 10 000 | 1 000 000 |\n| --- | ---: | ---: | ---: |\n"), "{text}");
         assert!(text.contains("| Ledger after 90 days | 180 MB | 18 GB | 1.8 TB |"), "{text}");
         assert!(text.contains("- 100 users: nothing."), "{text}");
-        assert!(text.contains("- 10 000 users: **workflows in FlowMesh's list"), "{text}");
-        assert!(text.contains("- 1 000 000 users: **workflows in FlowMesh's list"), "{text}");
+        assert!(
+            text.contains("- 10 000 users: **FlowMesh's list of workflows after 90 days, 1 125 of 268 MB**"),
+            "{text}"
+        );
+        assert!(
+            text.contains("- 1 000 000 users: **FlowMesh's list of workflows after 90 days, 112 500 of 268 MB**"),
+            "{text}"
+        );
         assert!(text.contains("Memory for all 1 000 000 tokens would be 800 MB, at 800 B each."), "{text}");
     }
 

@@ -19,7 +19,8 @@ use crate::{
     context::Context,
     cpu,
     figure::{Figure, ratios},
-    h2load, message,
+    h2load,
+    message::{self, Allowed},
     paced::{self, Load, Pace, Paced},
     section::Measured,
     servers::{Floor, Served, fresh_token},
@@ -44,8 +45,7 @@ struct Contender {
     title: &'static str,
     address: SocketAddr,
     pid: u32,
-    /// How long its OK is.
-    answer: usize,
+    allowed: Allowed,
     per_second: Vec<f64>,
     cpu: Vec<f64>,
     p50: Vec<f64>,
@@ -64,9 +64,9 @@ pub async fn run(context: &Context) -> Result<Measured> {
     std::fs::write(&file, &frame).context("cannot write the message")?;
 
     let contender = async |name, title, address, pid| {
-        let answer = message::must_be_ok(address, &request).await?;
+        let allowed = message::must_be_ok(address, &request).await?;
         let (per_second, cpu, p50, p99) = Default::default();
-        anyhow::Ok(Contender { name, title, address, pid, answer, per_second, cpu, p50, p99 })
+        anyhow::Ok(Contender { name, title, address, pid, allowed, per_second, cpu, p50, p99 })
     };
     let mut contenders = [
         contender("floor", "the floor", floor.address, floor.process.pid()).await?,
@@ -79,7 +79,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
     if grown < done as f64 {
         bail!("h2load got {done} answers with 200 from Tollgate, which let only {grown} through");
     }
-    let rate = latency(context, &mut contenders, &frame).await?;
+    let (rate, late) = latency(context, &mut contenders, &frame).await?;
     let cold = cold(context, &served, &frame).await?;
     for contender in &contenders {
         message::must_be_ok(contender.address, &request).await?;
@@ -88,14 +88,15 @@ pub async fn run(context: &Context) -> Result<Measured> {
 
     let mut figures = cached_figures(&contenders, rate);
     figures.extend(cold);
+    let [floor, tollgate] = contenders.each_ref().map(|contender| contender.allowed);
     let sizes = format!(
-        "The OK of the floor has {} bytes, that of Tollgate {}: for a poll it has six headers to set, one to remove, and four \
+        "The OK of the floor has {} bytes and sets {} headers; that of Tollgate has {} bytes, sets {} headers, removes {}, and has {} \
          fields of metadata for the access log.",
-        contenders[0].answer, contenders[1].answer
+        floor.length, floor.set, tollgate.length, tollgate.set, tollgate.removed, tollgate.fields
     );
     let honest = "Every answer counts: h2load fails on a status other than 200, Tollgate's own counter of Checks let through must \
                   have grown by as many, and the other generator compares the length of each answer with that of an OK.";
-    Ok(Measured { about: ABOUT.to_owned(), figures, notes: vec![sizes, honest.to_owned()] })
+    Ok(Measured { about: ABOUT.to_owned(), figures, notes: vec![sizes, honest.to_owned(), paced::lateness(&late)] })
 }
 
 /// What each takes at most, and what it costs. How many Checks h2load counted at Tollgate.
@@ -122,25 +123,27 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &P
     Ok(done)
 }
 
-/// How long each takes at half of what the floor could do; that rate.
-async fn latency(context: &Context, contenders: &mut [Contender; 2], frame: &Bytes) -> Result<f64> {
+/// How long each takes at half of what the floor could do; that rate, and how late the generator was.
+async fn latency(context: &Context, contenders: &mut [Contender; 2], frame: &Bytes) -> Result<(f64, Vec<f64>)> {
     let half = Figure::new("", "", "", contenders[0].per_second.clone(), "").median() / 2.0;
     // The quick form measures nothing, and its generator is a slow one.
     let rate = if context.quick { half.min(200.0) } else { half };
+    let mut late = Vec::new();
     for round in 0..context.rounds {
         for at in turns(round) {
             let contender = &mut contenders[at];
             context.progress("check", round, format_args!("how long {} takes at {rate:.0}/s", contender.title));
-            let told = paced(context, contender.address, contender.answer, Pace::Rate(rate), {
+            let told = paced(context, contender.address, contender.allowed.length, Pace::Rate(rate), {
                 let frame = frame.clone();
                 Box::new(move || frame.clone())
             });
             let told = told.await?;
             contender.p50.push(told.p50);
             contender.p99.push(told.p99);
+            late.push(told.late);
         }
     }
-    Ok(rate)
+    Ok((rate, late))
 }
 
 /// Tokens that Tollgate has never seen.
@@ -150,7 +153,7 @@ async fn cold(context: &Context, served: &Served, frame: &Bytes) -> Result<Vec<F
     let tokens = Arc::new(message::Tokens::of(frame.clone())?);
     // Another user's id is of another length than the one of the captured token.
     let request = CheckRequest::decode(tokens.with(&fresh_token(0)).slice(5..)).context("no CheckRequest any more")?;
-    let answer = message::must_be_ok(served.address, &request).await?;
+    let answer = message::must_be_ok(served.address, &request).await?.length;
     let number = Arc::new(AtomicU64::new(1));
     for round in 0..context.rounds {
         context.progress("check", round, "tokens never seen");

@@ -120,7 +120,9 @@ fn load(context: &Context, edge: &str, rate: f64) -> Result<Load> {
 fn wrk_arguments(edge: &str, seconds: u32) -> Vec<String> {
     let (seconds, header, url) =
         (format!("{seconds}s"), format!("authorization: Bearer {TOKEN}"), format!("{edge}{PATH}"));
-    ["-t", "1", "-c", "32", "-d", &seconds, "--latency", "-H", &header, &url].map(str::to_owned).to_vec()
+    ["-t", "1", "-c", "32", "-d", &seconds, "--latency", "--timeout", "20s", "-H", &header, &url]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 fn figures(contenders: &[Contender; 3], rate: f64) -> Vec<Figure> {

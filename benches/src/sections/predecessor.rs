@@ -116,9 +116,12 @@ async fn measure(context: &Context, round: usize, contender: &mut Contender) -> 
     let url = format!("http://{}{PATH}", contender.address);
     let duration = if context.quick { "1s" } else { "2s" };
     let header = format!("authorization: Bearer {TOKEN}");
-    let known = |connections| {
-        ["-t", "1", "-c", connections, "-d", duration, "--latency", "-H", &header, &url].map(str::to_owned)
+    let common = |connections: &str, rest: &[&str]| -> Vec<String> {
+        // Longer than wrk waits by itself: on a busy machine a new client may take seconds.
+        let words = ["-t", "1", "-c", connections, "-d", duration, "--latency", "--timeout", "20s"];
+        words.iter().chain(rest).map(|word| (*word).to_owned()).collect()
     };
+    let known = |connections| common(connections, &["-H", &header, &url]);
     context.progress("predecessor", round, contender.title);
     contender.cached.push(wrk::run(context, &known("16")).await?);
     contender.alone.push(wrk::run(context, &known("1")).await?);
@@ -127,8 +130,8 @@ async fn measure(context: &Context, round: usize, contender: &mut Contender) -> 
         let script = context.root.join("benches/data/cold.lua").display().to_string();
         // Another prefix for each run: each counts from one.
         let prefix = fresh_prefix(round as u64 + 1);
-        let cold =
-            ["-t", "1", "-c", "16", "-d", duration, "--latency", "-s", &script, &url, "--", &prefix].map(str::to_owned);
+        // In the short form so few that each is answered in time.
+        let cold = common(if context.quick { "2" } else { "16" }, &["-s", &script, &url, "--", &prefix]);
         contender.cold.push(wrk::run(context, &cold).await?);
     }
     Ok(())

@@ -128,7 +128,7 @@ impl Costs {
             sweep_rate: figure("growth.sweep_rate")?,
             post_rate: figure("billing.entries_per_second")?,
             bytes_per_charge: figure("reading.bytes_per_charge")?,
-            bytes_per_token: (figure("memory.cached")? - figure("memory.start")?).max(0.0) * 1e6 / CACHE,
+            bytes_per_token: figure("growth.bytes_per_token")?,
         })
     }
 }
@@ -333,7 +333,7 @@ fn bytes(value: f64) -> String {
 mod tests {
     use super::*;
 
-    const MEASURED: [(&str, f64); 12] = [
+    const MEASURED: [(&str, f64); 11] = [
         ("growth.check_many", 40.0),
         ("growth.check_unknown", 150.0),
         ("access_log.entries_per_core_second", 200_000.0),
@@ -344,8 +344,7 @@ mod tests {
         ("growth.sweep_rate", 1000.0),
         ("billing.entries_per_second", 2000.0),
         ("reading.bytes_per_charge", 1000.0),
-        ("memory.cached", 20.0),
-        ("memory.start", 12.0),
+        ("growth.bytes_per_token", 800.0),
     ];
 
     fn sections(figures: &[(&str, f64)]) -> Vec<Told> {

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tollgate_local::stack::{Tollgate, wait_for};
 
 use crate::{
     checks::{self, Checks},
     context::Context,
+    cost::Memory,
     figure::{Figure, ratios},
     ledgers::{self, Rows},
     peers::{FlowMesh, LumId, Runmesh},
@@ -17,7 +18,10 @@ use crate::{
 
 /// Connections, and Checks under way at once: two workers of an Envoy that have work.
 const SHAPE: (u64, u64) = (2, 64);
-const VERY_MANY: u64 = 200_000;
+/// How long tokens may take to be made known, and how many are between two looks at the clock: no multiple of the prime in
+/// [`token`].
+const FILLING: Duration = Duration::from_secs(75);
+const AT_ONCE: u64 = 20_000;
 
 /// Measures.
 pub async fn run(context: &Context) -> Result<Measured> {
@@ -31,7 +35,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
         figures,
         notes: vec![
             "Tollgate remembers 10 000 tokens, whatever is set. For more tokens than that the same code runs with a larger cache \
-             (benches/src/bin/sized.rs, all three sizes alike), whose entries are trusted for long so that no refresh is measured."
+             (benches/src/bin/sized.rs, all three sizes alike), whose entries are trusted for long so that no refresh is measured. Very many are a million, or as many as could be made known in 75 s."
                 .to_owned(),
         ],
     })
@@ -42,11 +46,16 @@ fn sizes(context: &Context, full: [u64; 3], quick: [u64; 3]) -> [u64; 3] {
     if context.quick { quick } else { full }
 }
 
-/// How many tokens are very many. A million of them take two minutes to be made known, one call to lum.id each, so that the
-/// whole would not be done in its time; who has it says `TOLLGATE_BENCH_TOKENS=1000000`.
-fn very_many() -> Result<u64> {
-    let asked = std::env::var("TOLLGATE_BENCH_TOKENS").ok();
-    asked.map_or(Ok(VERY_MANY), |asked| asked.parse().context("TOLLGATE_BENCH_TOKENS is no number"))
+/// Makes tokens known, one call to lum.id each: a million of them, or as many as there is time for.
+async fn make_known(tollgate: &Tollgate, checks: &Checks, tokens: u64) -> Result<u64> {
+    let begun = Instant::now();
+    let mut known = 0;
+    while known < tokens && begun.elapsed() < FILLING {
+        let (first, some) = (known, (tokens - known).min(AT_ONCE));
+        checks::send(tollgate.grpc(), checks, some, SHAPE, move |n| first + n).await?;
+        known += some;
+    }
+    Ok(known)
 }
 
 /// The token of the `n`th Check among so many: none comes again before all others have come, in no order that a cache likes.
@@ -56,7 +65,7 @@ fn token(n: u64, tokens: u64) -> u64 {
 }
 
 async fn tokens(context: &Context) -> Result<Vec<Figure>> {
-    let sizes = sizes(context, [10, 10_000, very_many()?], [10, 100, 1_000]);
+    let sizes = sizes(context, [10, 10_000, 1_000_000], [10, 100, 1_000]);
     let each = if context.quick { 1_000 } else { 25_000 };
     let checks = Checks::captured(&context.root)?;
     let lum_id = LumId::start(Duration::ZERO).await?;
@@ -71,13 +80,14 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
         settings.push(("SIZED_CACHE_ENTRIES", (2 * tokens).max(10_000).to_string()));
         let tollgate = Tollgate::start(&binary, &settings, None).await?;
         let before = served::used(&tollgate)?;
-        checks::send(tollgate.grpc(), &checks, tokens, SHAPE, move |n| token(n, tokens)).await?;
+        let tokens = make_known(&tollgate, &checks, tokens).await?;
         unknown = served::used(&tollgate)?.saturating_sub(before).as_secs_f64() * 1e6 / count(tokens);
         checks::send(tollgate.grpc(), &checks, each / 5, SHAPE, move |n| token(n, tokens)).await?;
         running.push((tokens, tollgate, Vec::new()));
     }
     let asked = lum_id.asked();
-    ensure!(asked == sizes.iter().sum::<u64>(), "lum.id was asked {asked} times for {sizes:?} tokens");
+    let known: Vec<u64> = running.iter().map(|(tokens, ..)| *tokens).collect();
+    ensure!(asked == known.iter().sum::<u64>(), "lum.id was asked {asked} times for {known:?} tokens");
     for round in 0..context.rounds {
         context.progress("growth", round, "Checks with few, many and very many tokens");
         for (tokens, tollgate, costs) in &mut running {
@@ -98,10 +108,16 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
     let how_unknown = format!(
         "{} Checks, each with a token that is new, to a lum.id that answers at once: with the call to it; {} connections, {} at \
          once; utime + stime",
-        sizes[2], SHAPE.0, SHAPE.1
+        known[2], SHAPE.0, SHAPE.1
     );
+    let resident = |at: usize| Memory::of(running[at].1.process().pid()).map(|memory| memory.now);
+    let bytes = ((resident(2)? - resident(0)?) * 1e6 / count(known[2])).max(1.0);
+    let how_bytes = format!("VmRSS with {} tokens less that with {}, for each of the former", known[2], known[0]);
     let what = "Processor time of a Check with an unknown token";
-    let mut figures = vec![Figure::new("growth.check_unknown", what, "µs", vec![unknown], &how_unknown)];
+    let mut figures = vec![
+        Figure::new("growth.check_unknown", what, "µs", vec![unknown], &how_unknown),
+        Figure::new("growth.bytes_per_token", "Memory for each token that is known", "B", vec![bytes], &how_bytes),
+    ];
     let few = running[0].2.clone();
     for (name, (tokens, tollgate, costs)) in ["few", "many", "very_many"].into_iter().zip(running) {
         tollgate.kill_hard().await?;
@@ -232,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_token_comes_once_before_one_comes_again() {
-        for tokens in [10, 100, 1_000, 10_000, 1_000_000] {
+        for tokens in [10, 100, 1_000, 10_000, 340_000, 1_000_000] {
             let seen: HashSet<u64> = (0..tokens).map(|n| token(n, tokens)).collect();
             assert_eq!(seen.len() as u64, tokens);
             assert_eq!(token(tokens, tokens), token(0, tokens));

@@ -39,37 +39,37 @@ pub const ALL: &[Section] = &[
     Section {
         name: "access_log",
         title: "Access log",
-        budget: Duration::from_secs(50),
+        budget: Duration::from_secs(30),
         run: |context| Box::pin(access_log::run(context)),
     },
     Section {
         name: "billing",
         title: "Billing",
-        budget: Duration::from_secs(40),
+        budget: Duration::from_secs(25),
         run: |context| Box::pin(billing::run(context)),
     },
     Section {
         name: "memory",
         title: "Memory",
-        budget: Duration::from_secs(40),
+        budget: Duration::from_secs(50),
         run: |context| Box::pin(memory::run(context)),
     },
     Section {
         name: "start",
         title: "Start",
-        budget: Duration::from_secs(20),
+        budget: Duration::from_secs(10),
         run: |context| Box::pin(start::run(context)),
     },
     Section {
         name: "reading",
         title: "A ledger with much in it",
-        budget: Duration::from_secs(15),
+        budget: Duration::from_secs(10),
         run: |context| Box::pin(reading::run(context)),
     },
     Section {
         name: "growth",
         title: "Growth",
-        budget: Duration::from_secs(110),
+        budget: Duration::from_secs(150),
         run: |context| Box::pin(growth::run(context)),
     },
     Section {

@@ -119,7 +119,7 @@ impl Context {
     pub fn pinning(&self) -> String {
         match self.cores {
             Some(Cores { server, load }) => format!(
-                "Servers (Envoy too) have core {server} to themselves by `taskset`; load generators and stand-ins have core {load}."
+                "`taskset` puts servers, Envoy among them, on core {server}, and load generators and stand-ins on core {load}."
             ),
             None => {
                 "Nothing was pinned to a core, for want of `taskset` or of a second core: servers and load generators \

@@ -145,8 +145,9 @@ async fn settling(context: &Context) -> Result<Vec<Figure>> {
         with_few.push(few_open.work(context).await?);
         with_many.push(many_open.work(context).await?);
     }
-    let how =
-        format!("{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime");
+    let how = format!(
+        "{tasks} due tasks of these workflows, until each is settled and its charge posted; utime + stime, and the time since it was ready"
+    );
     Ok(grown("settle", "of a task settled and billed", [few, many], &with_few, &with_many, &how))
 }
 
@@ -163,7 +164,9 @@ async fn sweeping(context: &Context) -> Result<Vec<Figure>> {
         with_few.push(few_open.work(context).await?);
         with_many.push(many_open.work(context).await?);
     }
-    let how = format!("{few} of these workflows are due, until each is asked after; utime + stime");
+    let how = format!(
+        "{few} of these workflows are due, until each is asked after; utime + stime, and the time since it was ready"
+    );
     Ok(grown("sweep", "of a workflow swept", [few, many], &with_few, &with_many, &how))
 }
 

@@ -4,21 +4,14 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-/// Processor time that a process has used in all its threads, also those that have ended; in ticks of 10 ms.
-pub fn processor_time(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let ticks = ticks(&stat).with_context(|| format!("{path} has no times"))?;
-    Ok(Duration::from_secs(1) * ticks / u32::try_from(rustix::param::clock_ticks_per_second())?.max(1))
-}
+use crate::cpu;
 
-/// utime + stime: the 14th and 15th fields. The second may itself have spaces and parentheses.
-fn ticks(stat: &str) -> Option<u32> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
-    let user: u32 = fields.next()?.parse().ok()?;
-    let system: u32 = fields.next()?.parse().ok()?;
-    user.checked_add(system)
+/// Processor time that a process has used in all its threads, also those that have ended; in ticks of 10 ms.
+///
+/// # Errors
+/// When there is no such process.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    Ok(Duration::from_secs_f64(cpu::seconds(pid)?))
 }
 
 /// Memory of a process, in MB of 10⁶ bytes.
@@ -51,13 +44,6 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_found_behind_any_name() {
-        let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 0 0 0 250 50 9 9 20 0 3 0 100 1 1 1";
-        assert_eq!(ticks(stat), Some(300));
-        assert_eq!(ticks("12 (a) S 1"), None);
-    }
 
     #[test]
     fn sizes_are_decimal_megabytes() {

@@ -1,6 +1,6 @@
 //! On what, and with what, it was measured.
 
-use std::{path::Path, process::Stdio};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -15,6 +15,8 @@ pub struct Machine {
     /// In 10⁹ bytes.
     pub memory_gb: u64,
     pub kernel: String,
+    /// How much of the processors others took in the second before, from 0 to 1.
+    pub others: f64,
     /// Who ran where; a sentence.
     pub pinning: String,
 }
@@ -28,8 +30,7 @@ pub struct Version {
 
 impl Machine {
     /// This one. What cannot be found out is `unknown`.
-    #[must_use]
-    pub fn look(context: &Context) -> Self {
+    pub async fn look(context: &Context) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let unknown = || "unknown".to_owned();
         let after = |text: &str, key: &str| {
@@ -46,9 +47,27 @@ impl Machine {
             kernel: Some(read("/proc/sys/kernel/osrelease").trim().to_owned())
                 .filter(|kernel| !kernel.is_empty())
                 .unwrap_or_else(unknown),
+            others: busy().await,
             pinning: context.pinning(),
         }
     }
+}
+
+/// How much of the processors is taken while this one does nothing for a second.
+async fn busy() -> f64 {
+    let times = || processor_times(&std::fs::read_to_string("/proc/stat").unwrap_or_default());
+    let before = times();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ((all, idle), (all_before, idle_before)) = (times(), before);
+    if all > all_before { 1.0 - (idle - idle_before) / (all - all_before) } else { 0.0 }
+}
+
+/// All the time of all processors, and how much of it they had nothing to do.
+fn processor_times(stat: &str) -> (f64, f64) {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let times: Vec<f64> = line.split_ascii_whitespace().filter_map(|time| time.parse().ok()).collect();
+    // What guests take is in the time of users already.
+    (times.iter().take(8).sum(), times.iter().skip(3).take(2).sum())
 }
 
 /// The programs that were run. One that is not there is left out.
@@ -105,6 +124,13 @@ mod tests {
         let packages = packages("# all\nfastapi==1.2\nh11==3\nuvloop==0.1\n");
         let told: Vec<_> = packages.iter().map(|one| format!("{} {}", one.program, one.version)).collect();
         assert_eq!(told, ["fastapi 1.2", "uvloop 0.1"]);
+    }
+
+    #[test]
+    fn idle_is_who_waits_for_a_disk_as_well() {
+        let stat = "cpu  1 2 3 10 5 0 1 2 7 7\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        let (all, idle) = processor_times(stat);
+        assert!((all - 24.0).abs() < 1e-9 && (idle - 15.0).abs() < 1e-9, "{all} {idle}");
     }
 
     #[test]

@@ -98,19 +98,34 @@ pub fn call(address: SocketAddr, frame: Bytes) -> Result<Call> {
     Ok(Call { request, body: Some(frame) })
 }
 
-/// Asks once, and wants an OK. How long the answer is, framed.
+/// An OK.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed {
+    /// In bytes, framed.
+    pub length: usize,
+    /// Headers that it sets.
+    pub set: usize,
+    /// Headers that it removes.
+    pub removed: usize,
+    /// Fields of metadata that it has for the access log.
+    pub fields: usize,
+}
+
+/// Asks once, and wants an OK.
 ///
 /// # Errors
 /// When it is refused.
-pub async fn must_be_ok(address: SocketAddr, request: &CheckRequest) -> Result<usize> {
+pub async fn must_be_ok(address: SocketAddr, request: &CheckRequest) -> Result<Allowed> {
     let mut client = AuthorizationClient::connect(format!("http://{address}")).await?;
     let answer = client.check(request.clone()).await?.into_inner();
-    if answer.status.as_ref().is_none_or(|status| status.code != 0)
-        || !matches!(answer.http_response, Some(HttpResponse::OkResponse(_)))
-    {
-        bail!("{address} refuses: {answer:?}");
+    let length = answer.encoded_len() + 5;
+    let fields = answer.dynamic_metadata.as_ref().map_or(0, |metadata| metadata.fields.len());
+    match (&answer.status, &answer.http_response) {
+        (Some(status), Some(HttpResponse::OkResponse(ok))) if status.code == 0 => {
+            Ok(Allowed { length, set: ok.headers.len(), removed: ok.headers_to_remove.len(), fields })
+        }
+        _ => bail!("{address} refuses: {answer:?}"),
     }
-    Ok(answer.encoded_len() + 5)
 }
 
 /// Lets a client poll a task through a real Envoy and keeps the Check that comes of it.

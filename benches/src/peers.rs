@@ -187,19 +187,19 @@ impl Runmesh {
     }
 }
 
-/// FlowMesh: every task is done and cost something; every workflow is still running. A task is of the workflow with its
-/// number modulo how many there are.
+/// FlowMesh: every task is done and cost something; every workflow is still running.
 #[derive(Debug)]
 pub struct FlowMesh(Peer);
 
 impl FlowMesh {
-    /// With so many workflows.
-    pub async fn start(workflows: u64) -> Result<Self> {
+    /// With so many workflows, the first of which has this number. A task is of the workflow with its number modulo how many
+    /// there are.
+    pub async fn start(first: u64, workflows: u64) -> Result<Self> {
         let workflows = workflows.max(1);
         let peer = Peer::start(move |path, _| {
             let number = number(&path);
             let answer = if path.starts_with("/api/v1/tasks/") {
-                let workflow = number % workflows;
+                let workflow = first + number % workflows;
                 // Every execution is another one: no two begin at once.
                 let started = format!("2026-11-22T08:00:00.{:09}Z", number % 1_000_000_000);
                 format!(
@@ -251,7 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn flowmesh_and_lum_id_answer_by_the_number() {
-        let (flowmesh, lum_id) = (FlowMesh::start(10).await.unwrap(), LumId::start(Duration::ZERO).await.unwrap());
+        let (flowmesh, lum_id) = (FlowMesh::start(0, 10).await.unwrap(), LumId::start(Duration::ZERO).await.unwrap());
         let http = tollgate_local::stack::http_client().unwrap();
         let get = async |path: &str| {
             let answer = http.get(format!("{}{path}", flowmesh.url())).send().await.unwrap();

@@ -77,11 +77,18 @@ impl Report {
     }
 
     fn machine_to_markdown(&self, text: &mut String) {
-        let Machine { cpu, cores, memory_gb, kernel, pinning } = &self.machine;
+        let Machine { cpu, cores, memory_gb, kernel, others, pinning } = &self.machine;
         let _ = writeln!(text, "## Where\n");
         let _ = writeln!(text, "{cpu}, {cores} cores, {memory_gb} GB, Linux {kernel}; {}. {pinning}\n", self.date);
         let versions: Vec<_> =
             self.versions.iter().map(|Version { program, version }| format!("{program} {version}")).collect();
+        if *others > BUSY {
+            let _ = writeln!(
+                text,
+                "**Something else took {:.0} % of the processors when this began, so latencies mean little here, and ratios vary.**\n",
+                others * 100.0
+            );
+        }
         let rounds = if self.rounds == 1 { "1 round".to_owned() } else { format!("{} rounds", self.rounds) };
         let _ = writeln!(text, "{}. {rounds}.", versions.join(", "));
     }
@@ -96,6 +103,9 @@ impl Report {
         }
     }
 }
+
+/// With more than that of its processors taken a machine is not idle.
+const BUSY: f64 = 0.1;
 
 const HEAD: &str = "# Performance
 

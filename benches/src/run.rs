@@ -23,7 +23,7 @@ pub const LIMIT: Duration = Duration::from_mins(15);
 pub async fn run(context: &Context, sections: &[Section]) -> Result<Report> {
     let mut report = Report {
         date: Zoned::now().date().to_string(),
-        machine: Machine::look(context),
+        machine: Machine::look(context).await,
         versions: versions(context).await,
         rounds: context.rounds,
         sections: Vec::new(),

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use tollgate_benches::{
@@ -13,6 +14,8 @@ use tollgate_benches::{
     sections,
 };
 
+const SOON: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tollgate-benches");
 
 /// What is missing to run it, in words.
@@ -46,6 +49,15 @@ fn processes(folder: &Path) -> Vec<String> {
     lines.map(|line| line.replace('\0', " ")).collect()
 }
 
+/// Nobody is left, or soon: who is killed is gone a moment later.
+fn assert_nobody_is_left(folder: &Path) {
+    let deadline = Instant::now() + SOON;
+    while !processes(folder).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
+    assert_eq!(processes(folder), Vec::<String>::new(), "still there after {SOON:?}");
+}
+
 #[test]
 fn every_section_measures_something_and_leaves_nobody_behind() {
     if let Some(missing) = missing() {
@@ -63,7 +75,7 @@ fn every_section_measures_something_and_leaves_nobody_behind() {
         .unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{}: {said}", done.status);
-    assert_eq!(processes(scratch.path()), Vec::<String>::new());
+    assert_nobody_is_left(scratch.path());
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "the folders are gone, too");
 
     let read = |name: &str| std::fs::read_to_string(output.path().join(name)).unwrap();
@@ -109,7 +121,7 @@ fn who_asks_it_to_stop_halfway_is_left_with_no_process_either() {
     let last = lines.map_while(Result::ok).last();
     assert_eq!(program.wait().unwrap().code(), Some(1));
     assert_eq!(last.as_deref(), Some("tollgate-benches: terminated"));
-    assert_eq!(processes(scratch.path()), Vec::<String>::new());
+    assert_nobody_is_left(scratch.path());
 }
 
 #[test]

@@ -19,6 +19,7 @@ fn report() -> Report {
             cores: 2,
             memory_gb: 16,
             kernel: "6.1".into(),
+            others: 0.1,
             pinning: "Nothing is pinned.".into(),
         },
         versions: vec![Version { program: "Envoy".into(), version: "1.40.0".into() }],
@@ -67,6 +68,14 @@ What is compared.
 - A note.
 ";
     assert_eq!(report().to_markdown(), format!("{HEAD}{body}"));
+}
+
+#[test]
+fn a_machine_that_was_busy_is_called_so() {
+    let mut report = report();
+    assert!(!report.to_markdown().contains("Something else"));
+    report.machine.others = 0.9;
+    assert!(report.to_markdown().contains("**Something else took 90 % of the processors when this began"));
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
         context.progress("billing", round, "charges posted");
         let path = dir.path().join("ledger.db");
         std::fs::copy(&full, &path)?;
-        let (runmesh, flowmesh) = (Runmesh::start(DELAY).await?, FlowMesh::start(1).await?);
+        let (runmesh, flowmesh) = (Runmesh::start(DELAY).await?, FlowMesh::start(0, 1).await?);
         let around = Around { runmesh: Some(runmesh.url()), flowmesh: Some(flowmesh.url()), lum_id: None };
         let tollgate = served::tollgate(context, &around, Some(&path)).await?;
         let mut file = ledgers::open(&path, true).await?;

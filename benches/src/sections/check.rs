@@ -19,7 +19,8 @@ use crate::{
     context::Context,
     cpu,
     figure::{Figure, ratios},
-    h2load, message,
+    h2load,
+    message::{self, Allowed},
     paced::{self, Load, Pace, Paced},
     section::Measured,
     servers::{Floor, Served, fresh_token},
@@ -44,8 +45,7 @@ struct Contender {
     title: &'static str,
     address: SocketAddr,
     pid: u32,
-    /// How long its OK is.
-    answer: usize,
+    allowed: Allowed,
     per_second: Vec<f64>,
     cpu: Vec<f64>,
     p50: Vec<f64>,
@@ -64,9 +64,9 @@ pub async fn run(context: &Context) -> Result<Measured> {
     std::fs::write(&file, &frame).context("cannot write the message")?;
 
     let contender = async |name, title, address, pid| {
-        let answer = message::must_be_ok(address, &request).await?;
+        let allowed = message::must_be_ok(address, &request).await?;
         let (per_second, cpu, p50, p99) = Default::default();
-        anyhow::Ok(Contender { name, title, address, pid, answer, per_second, cpu, p50, p99 })
+        anyhow::Ok(Contender { name, title, address, pid, allowed, per_second, cpu, p50, p99 })
     };
     let mut contenders = [
         contender("floor", "the floor", floor.address, floor.process.pid()).await?,
@@ -79,7 +79,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
     if grown < done as f64 {
         bail!("h2load got {done} answers with 200 from Tollgate, which let only {grown} through");
     }
-    let rate = latency(context, &mut contenders, &frame).await?;
+    let (rate, late) = latency(context, &mut contenders, &frame).await?;
     let cold = cold(context, &served, &frame).await?;
     for contender in &contenders {
         message::must_be_ok(contender.address, &request).await?;
@@ -88,14 +88,15 @@ pub async fn run(context: &Context) -> Result<Measured> {
 
     let mut figures = cached_figures(&contenders, rate);
     figures.extend(cold);
+    let [floor, tollgate] = contenders.each_ref().map(|contender| contender.allowed);
     let sizes = format!(
-        "The OK of the floor has {} bytes, that of Tollgate {}: for a poll it has six headers to set, one to remove, and four \
+        "The OK of the floor has {} bytes and sets {} headers; that of Tollgate has {} bytes, sets {} headers, removes {}, and has {} \
          fields of metadata for the access log.",
-        contenders[0].answer, contenders[1].answer
+        floor.length, floor.set, tollgate.length, tollgate.set, tollgate.removed, tollgate.fields
     );
     let honest = "Every answer counts: h2load fails on a status other than 200, Tollgate's own counter of Checks let through must \
                   have grown by as many, and the other generator compares the length of each answer with that of an OK.";
-    Ok(Measured { about: ABOUT.to_owned(), figures, notes: vec![sizes, honest.to_owned()] })
+    Ok(Measured { about: ABOUT.to_owned(), figures, notes: vec![sizes, honest.to_owned(), paced::lateness(&late)] })
 }
 
 /// What each takes at most, and what it costs. How many Checks h2load counted at Tollgate.
@@ -105,11 +106,12 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &P
         for at in turns(round) {
             let contender = &mut contenders[at];
             context.progress("check", round, format_args!("as many as {} takes", contender.title));
-            let arguments =
-                |seconds| h2load_arguments(&file.display().to_string(), contender.address, context.duration(seconds));
-            h2load::run(context, &arguments(Duration::from_secs(1))).await?;
+            let arguments = |limit| h2load_arguments(&file.display().to_string(), contender.address, limit);
+            // In the short form a number: in a short time a busy machine may answer nothing at all.
+            let limits = if context.quick { [["-n", "200"], ["-n", "1000"]] } else { [["-D", "1s"], ["-D", "4s"]] };
+            h2load::run(context, &arguments(limits[0])).await?;
             let before = cpu::seconds(contender.pid)?;
-            let told = h2load::run(context, &arguments(Duration::from_secs(4))).await?;
+            let told = h2load::run(context, &arguments(limits[1])).await?;
             let used = cpu::seconds(contender.pid)? - before;
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² of them")]
             contender.cpu.push(used * 1e6 / told.done as f64);
@@ -122,25 +124,27 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &P
     Ok(done)
 }
 
-/// How long each takes at half of what the floor could do; that rate.
-async fn latency(context: &Context, contenders: &mut [Contender; 2], frame: &Bytes) -> Result<f64> {
+/// How long each takes at half of what the floor could do; that rate, and how late the generator was.
+async fn latency(context: &Context, contenders: &mut [Contender; 2], frame: &Bytes) -> Result<(f64, Vec<f64>)> {
     let half = Figure::new("", "", "", contenders[0].per_second.clone(), "").median() / 2.0;
     // The quick form measures nothing, and its generator is a slow one.
     let rate = if context.quick { half.min(200.0) } else { half };
+    let mut late = Vec::new();
     for round in 0..context.rounds {
         for at in turns(round) {
             let contender = &mut contenders[at];
             context.progress("check", round, format_args!("how long {} takes at {rate:.0}/s", contender.title));
-            let told = paced(context, contender.address, contender.answer, Pace::Rate(rate), {
+            let told = paced(context, contender.address, contender.allowed.length, Pace::Rate(rate), {
                 let frame = frame.clone();
                 Box::new(move || frame.clone())
             });
             let told = told.await?;
             contender.p50.push(told.p50);
             contender.p99.push(told.p99);
+            late.push(told.late);
         }
     }
-    Ok(rate)
+    Ok((rate, late))
 }
 
 /// Tokens that Tollgate has never seen.
@@ -150,7 +154,7 @@ async fn cold(context: &Context, served: &Served, frame: &Bytes) -> Result<Vec<F
     let tokens = Arc::new(message::Tokens::of(frame.clone())?);
     // Another user's id is of another length than the one of the captured token.
     let request = CheckRequest::decode(tokens.with(&fresh_token(0)).slice(5..)).context("no CheckRequest any more")?;
-    let answer = message::must_be_ok(served.address, &request).await?;
+    let answer = message::must_be_ok(served.address, &request).await?.length;
     let number = Arc::new(AtomicU64::new(1));
     for round in 0..context.rounds {
         context.progress("check", round, "tokens never seen");
@@ -204,20 +208,32 @@ fn turns(round: usize) -> [usize; 2] {
     if round.is_multiple_of(2) { [0, 1] } else { [1, 0] }
 }
 
-fn h2load_arguments(file: &str, address: SocketAddr, duration: Duration) -> Vec<String> {
+fn h2load_arguments(file: &str, address: SocketAddr, limit: [&str; 2]) -> Vec<String> {
     let (connections, streams) = (CONNECTIONS.to_string(), STREAMS.to_string());
-    let duration = format!("{}ms", duration.as_millis());
     let url = message::url(address);
-    ["-t", "1", "-c", &connections, "-m", &streams, "-D", &duration, "-d", file, "-H", "content-type: application/grpc"]
-        .into_iter()
-        .chain(["-H", "te: trailers", &url])
-        .map(str::to_owned)
-        .collect()
+    [
+        "-t",
+        "1",
+        "-c",
+        &connections,
+        "-m",
+        &streams,
+        limit[0],
+        limit[1],
+        "-d",
+        file,
+        "-H",
+        "content-type: application/grpc",
+    ]
+    .into_iter()
+    .chain(["-H", "te: trailers", &url])
+    .map(str::to_owned)
+    .collect()
 }
 
 fn cached_figures(contenders: &[Contender; 2], rate: f64) -> Vec<Figure> {
     let most = format!(
-        "`h2load -t 1 -c {CONNECTIONS} -m {STREAMS} -D 4000ms -d check.frame -H 'content-type: application/grpc' -H 'te: trailers' \
+        "`h2load -t 1 -c {CONNECTIONS} -m {STREAMS} -D 4s -d check.frame -H 'content-type: application/grpc' -H 'te: trailers' \
          http://127.0.0.1:PORT/envoy.service.auth.v3.Authorization/Check`, after one second of the same; the frame is \
          `benches/data/check.binpb` behind gRPC's five bytes, about a task that there is."
     );

@@ -55,14 +55,18 @@ pub async fn run(context: &Context) -> Result<Measured> {
     ];
     let allowed = served.allowed().await?;
     throughput(context, &mut contenders).await?;
-    let rate = latency(context, &mut contenders).await?;
+    let (rate, late) = latency(context, &mut contenders).await?;
     let asked = served.allowed().await? - allowed;
     for contender in &contenders {
         contender.envoy.stop().await?;
     }
     served.stop().await?;
     let note = format!("Tollgate let {asked:.0} requests through meanwhile; none was answered with anything but 200.");
-    Ok(Measured { about: ABOUT.to_owned(), figures: figures(&contenders, rate), notes: vec![note] })
+    Ok(Measured {
+        about: ABOUT.to_owned(),
+        figures: figures(&contenders, rate),
+        notes: vec![note, paced::lateness(&late)],
+    })
 }
 
 async fn throughput(context: &Context, contenders: &mut [Contender; 3]) -> Result<()> {
@@ -77,19 +81,21 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 3]) -> Resul
     Ok(())
 }
 
-/// At half of what Envoy with the floor could do; that rate.
-async fn latency(context: &Context, contenders: &mut [Contender; 3]) -> Result<f64> {
+/// At half of what Envoy with the floor could do; that rate, and how late the generator was.
+async fn latency(context: &Context, contenders: &mut [Contender; 3]) -> Result<(f64, Vec<f64>)> {
     let half = Figure::new("", "", "", contenders[1].per_second.clone(), "").median() / 2.0;
     let rate = if context.quick { half.min(200.0) } else { half };
+    let mut late = Vec::new();
     for round in 0..context.rounds {
         for contender in contenders.iter_mut() {
             context.progress("envoy", round, format_args!("how long {} takes at {rate:.0}/s", contender.title));
             let told = paced::run(load(context, contender.envoy.edge_url(), rate)?).await?;
             contender.p50.push(told.p50);
             contender.p99.push(told.p99);
+            late.push(told.late);
         }
     }
-    Ok(rate)
+    Ok((rate, late))
 }
 
 fn load(context: &Context, edge: &str, rate: f64) -> Result<Load> {
@@ -114,7 +120,9 @@ fn load(context: &Context, edge: &str, rate: f64) -> Result<Load> {
 fn wrk_arguments(edge: &str, seconds: u32) -> Vec<String> {
     let (seconds, header, url) =
         (format!("{seconds}s"), format!("authorization: Bearer {TOKEN}"), format!("{edge}{PATH}"));
-    ["-t", "1", "-c", "32", "-d", &seconds, "--latency", "-H", &header, &url].map(str::to_owned).to_vec()
+    ["-t", "1", "-c", "32", "-d", &seconds, "--latency", "--timeout", "20s", "-H", &header, &url]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 fn figures(contenders: &[Contender; 3], rate: f64) -> Vec<Figure> {

@@ -15,7 +15,7 @@ use crate::{
     checks::{self, Checks, quantile},
     context::Context,
     figure::Figure,
-    peers::LumId,
+    peers::{FlowMesh, LumId},
     section::Measured,
     served::{self, Around, count},
 };
@@ -33,6 +33,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
     let (mut asked_inside, mut late_inside) = (Vec::new(), Vec::new());
     let (mut asked, mut late, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     let checks = Checks::captured(&context.root)?;
+    let flowmesh = FlowMesh::start(0, 1).await?;
     for round in 0..context.rounds.min(3) {
         context.progress("flights", round, "many with one token");
         let (calls, p99) = inside(callers, round as u64).await?;
@@ -40,7 +41,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
         late_inside.push(ms(p99.saturating_sub(DELAY_INSIDE)));
 
         let lum_id = LumId::start(DELAY).await?;
-        let around = Around { lum_id: Some(lum_id.url()), ..Around::default() };
+        let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: None };
         let tollgate = served::tollgate(context, &around, None).await?;
         let mut answered = checks::burst(tollgate.grpc(), &checks, callers, CONNECTIONS, 1).await?;
         asked.push(count(lum_id.asked()));

@@ -11,7 +11,7 @@ use crate::{
     context::Context,
     cost::Memory,
     figure::Figure,
-    ledgers::{self, TASKS_OF_A_WORKFLOW},
+    ledgers::{self, RUNNING, TASKS_OF_A_WORKFLOW},
     peers::{FlowMesh, LumId, Runmesh},
     section::Measured,
     served::{self, Around, count},
@@ -22,7 +22,7 @@ const PRINCIPALS: u64 = 10_000;
 
 /// Measures.
 pub async fn run(context: &Context) -> Result<Measured> {
-    let (lum_id, flowmesh) = (LumId::start(Duration::ZERO).await?, FlowMesh::start(1).await?);
+    let (lum_id, flowmesh) = (LumId::start(Duration::ZERO).await?, FlowMesh::start(RUNNING, 1).await?);
     let runmesh = Runmesh::start(Duration::ZERO).await?;
     let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.url()) };
     let mut figures = Vec::new();
@@ -74,7 +74,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
                 through the page cache, which is not the process's."
             .to_owned(),
         figures,
-        notes: vec![format!("{TASKS_OF_A_WORKFLOW} charges a workflow, ids spread like random ones, over 80 days.")],
+        notes: vec![format!("The charges are of 80 days, {TASKS_OF_A_WORKFLOW} of each workflow.")],
     })
 }
 
@@ -83,8 +83,8 @@ async fn work(context: &Context, tollgate: &Tollgate, ledger: &Path, tasks: u64)
     let metrics = format!("{}/metrics", tollgate.admin_url());
     http_client()?.get(metrics).send().await?.error_for_status()?.bytes().await?;
     reading::list(context, ledger).await?;
-    access_log::send(tollgate.grpc(), &access_log::results(&context.root)?, tasks).await?;
-    wait_for(format!("{tasks} charges to be posted"), Duration::from_secs(60), async || {
+    access_log::send(tollgate.grpc(), &access_log::results(&context.root)?, RUNNING..RUNNING + tasks).await?;
+    wait_for(format!("{tasks} charges to be posted"), Duration::from_mins(1), async || {
         let posts = tollgate.metric(r#"tollgate_posts_total{outcome="posted"}"#).await?;
         (posts >= count(tasks)).then_some(())
     })

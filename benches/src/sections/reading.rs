@@ -11,7 +11,7 @@ use tollgate_local::stack::http_client;
 use crate::{
     context::Context,
     figure::Figure,
-    ledgers,
+    ledgers::{self, Rows},
     section::Measured,
     served::{self, Around},
 };
@@ -34,8 +34,10 @@ pub async fn run(context: &Context) -> Result<Measured> {
     }
     tollgate.kill_hard().await?;
     let charges = ledgers::many(context);
-    #[expect(clippy::cast_precision_loss, reason = "a file is smaller than that")]
-    let bytes = std::fs::metadata(&path)?.len() as f64 / served::count(charges);
+    let spread: u64 = if context.quick { 5_000 } else { 50_000 };
+    let path = dir.path().join("spread.db");
+    ledgers::make(&path, Rows::PostedSpread(spread)).await?;
+    let bytes = served::count(std::fs::metadata(&path)?.len()) / served::count(spread);
     Ok(Measured {
         about: format!("A ledger with {charges} posted charges, looked at beside a running Tollgate."),
         figures: vec![
@@ -53,7 +55,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
                 "B",
                 vec![bytes],
                 &format!(
-                    "size of the file with {charges} charges / their number: with tasks, a workflow and a submission for each {}, and all indexes; ids spread like random ones",
+                    "size of a file with {spread} charges / their number: with tasks, a workflow and a submission for each {}, and all indexes; ids spread like random ones",
                     ledgers::TASKS_OF_A_WORKFLOW
                 ),
             ),

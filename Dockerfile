@@ -18,7 +18,7 @@ COPY examples/local/Cargo.toml examples/local/
 COPY benches/Cargo.toml benches/
 RUN mkdir -p src examples/local/src benches/src \
  && echo 'fn main() {}' | tee src/main.rs benches/src/main.rs > examples/local/src/main.rs \
- && touch src/lib.rs examples/local/src/lib.rs \
+ && touch src/lib.rs examples/local/src/lib.rs benches/stages.rs \
  && cargo build --release --locked --bins -p tollgate -p tollgate-local \
     # What was built of these must not be taken for the real thing, which may have older files.
  && rm -rf src examples target/release/.fingerprint/tollgate* target/release/tollgate*

@@ -31,12 +31,11 @@ test: envoy  ## Every test, through real Envoys
 
 # All that ships and all that measures, once: other sets of packages would be built with other features of their dependencies.
 # What criterion runs is built here as well, because the quarter of an hour is for measuring.
-bench:  ## What Tollgate costs, beside a bare server and what it replaces, into docs/PERFORMANCE.md; BENCH='--only check', see --help
+bench: release  ## What Tollgate costs, beside a bare server and what it replaces, into docs/PERFORMANCE.md; BENCH='--only check', see --help
 	@scripts/install-test-tools
 	@scripts/fetch-envoy > /dev/null
 	@scripts/fetch-predecessor
-	$(CARGO) build --release --locked -p tollgate -p tollgate-local -p tollgate-benches --bins
-	$(CARGO) bench --locked -p tollgate-benches --bench stages --no-run
+	$(CARGO) build --release --locked -p tollgate-benches --bins --bench stages
 	@exec "$(RELEASE)/tollgate-benches" $(BENCH)
 
 ops:  ## Alerts, dashboard, unit and release archive alone
@@ -78,4 +77,4 @@ audit:  ## Licences, sources, duplicates and advisories of the dependencies; ins
 	$(CARGO) deny check
 
 release:
-	$(CARGO) build --release -p tollgate -p tollgate-local --bins
+	$(CARGO) build --release --locked -p tollgate -p tollgate-local --bins

@@ -33,7 +33,8 @@ pub const LOGS: [(&str, &[u8]); 3] = [
 pub fn poll() -> Result<Bytes> {
     let mut request = message::request("")?;
     let http = request.attributes.as_mut().and_then(|all| all.request.as_mut()?.http.as_mut());
-    http.context("no HTTP")?.path = "/api/v1/workflows/wfl-00000000-0000-4000-8000-000000000000?view=status".to_owned();
+    let path = &mut http.context("no HTTP")?.path;
+    "/api/v1/workflows/wfl-00000000-0000-4000-8000-000000000000?view=status".clone_into(path);
     Ok(request.encode_to_vec().into())
 }
 

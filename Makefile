@@ -36,7 +36,7 @@ bench:  ## What Tollgate costs, beside a bare server and what it replaces, into 
 	@scripts/fetch-envoy > /dev/null
 	@scripts/fetch-predecessor
 	$(CARGO) build --release --locked -p tollgate -p tollgate-local -p tollgate-benches --bins
-	@[ ! -e benches/benches/stages.rs ] || $(CARGO) bench --locked -p tollgate-benches --bench stages --no-run
+	$(CARGO) bench --locked -p tollgate-benches --bench stages --no-run
 	@exec "$(RELEASE)/tollgate-benches" $(BENCH)
 
 ops:  ## Alerts, dashboard, unit and release archive alone

@@ -21,8 +21,6 @@ pub struct Context {
     /// Whether this is only to see that everything works: what it measures means nothing.
     pub quick: bool,
     cores: Option<Cores>,
-    /// Whether all of this goes before what else the machine does.
-    first: bool,
     scratch: tempfile::TempDir,
     started: Instant,
 }
@@ -45,14 +43,11 @@ impl Context {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
         let root = root.canonicalize().with_context(|| format!("there is no repository at {}", root.display()))?;
         let scratch = tempfile::tempdir().context("no temporary folder")?;
-        let mut context =
-            Self { root, programs, rounds, quick, cores: None, first: false, scratch, started: Instant::now() };
+        let mut context = Self { root, programs, rounds, quick, cores: None, scratch, started: Instant::now() };
         for program in ["tollgate", "floor"] {
             context.program(program)?;
         }
         context.cores = Cores::take().await;
-        // Not in the short form: a test is no reason to keep others waiting.
-        context.first = !quick && go_first().await;
         Ok(context)
     }
 
@@ -119,19 +114,17 @@ impl Context {
         command
     }
 
-    /// A sentence or two for the report.
+    /// One sentence for the report.
     #[must_use]
     pub fn pinning(&self) -> String {
-        let first = if self.first { " All of it goes before what else the machine does (`nice -n -15`)." } else { "" };
-        let cores = match self.cores {
+        match self.cores {
             Some(Cores { server, load }) => format!(
                 "`taskset` puts servers, Envoy among them, on core {server}, and load generators and stand-ins on core {load}."
             ),
             None => "Nothing was pinned to a core, for want of `taskset` or of a second core: servers and load generators disturb \
                      each other, so only ratios mean anything."
                 .to_owned(),
-        };
-        cores + first
+        }
     }
 
     /// A folder that all sections share, gone at the end.
@@ -165,14 +158,6 @@ impl Context {
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
-}
-
-/// Every thread of this process, and so every child of it, before what else runs. Only root may.
-async fn go_first() -> bool {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
-    let mut renice = Command::new("renice");
-    renice.args(["-n", "-15", "-p"]).args(threads.filter_map(|thread| Some(thread.ok()?.file_name())));
-    renice.output().await.is_ok_and(|done| done.status.success())
 }
 
 impl Cores {

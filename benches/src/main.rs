@@ -45,6 +45,8 @@ struct Cli {
 enum Instead {
     /// Write benches/data/check.binpb anew: the Check that the reference Envoy sends
     Capture,
+    /// Write docs/PERFORMANCE.md anew from docs/performance.json, when only the layout has changed
+    Render,
 }
 
 #[tokio::main]
@@ -74,6 +76,11 @@ async fn bench(cli: Cli) -> Result<()> {
             println!("{:12} {} (at most {} s)", section.name, section.title, section.budget.as_secs());
         }
         return Ok(());
+    }
+    if let Some(Instead::Render) = cli.instead {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let text = std::fs::read_to_string(docs.join(report::JSON)).context("there are no figures")?;
+        return write(&Report::from_json(&text)?, &docs);
     }
     let sections = match sections::named(&cli.only) {
         Ok(sections) => sections,

@@ -9,19 +9,17 @@ use tokio::process::Command;
 use crate::{context::Context, figure::Figure, section::Measured};
 
 const BENCH: &str = "cargo bench -p tollgate-benches --bench stages";
-/// Nobody wants to look at a picture of what means nothing.
-const QUICK: [&str; 4] = ["--", "--quick", "--noplot", "--discard-baseline"];
+/// Half of what criterion takes by itself, and no pictures.
+const FULL: &str = "-- --noplot --warm-up-time 1 --measurement-time 3";
+const QUICK: &str = "-- --noplot --quick";
 
 /// See the module.
 pub async fn run(context: &Context) -> Result<Measured> {
     context.progress("stages", 0, BENCH);
     let folder = context.folder()?;
-    let mut words = BENCH.split(' ');
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(words.by_ref().skip(1)).current_dir(&context.root).env("CRITERION_HOME", folder.path());
-    if context.quick {
-        command.args(&QUICK[..3]);
-    }
+    command.args(BENCH.split(' ').skip(1)).args(if context.quick { QUICK } else { FULL }.split(' '));
+    command.current_dir(&context.root).env("CRITERION_HOME", folder.path());
     command.kill_on_drop(true);
     let done = command.output().await.context("cannot run cargo")?;
     if !done.status.success() {
@@ -68,7 +66,7 @@ fn figure(group: &str, name: &str, estimates: &str) -> Result<Figure> {
 }
 
 fn how() -> String {
-    format!("`{BENCH}`; criterion's median of one piece.")
+    format!("`{BENCH} {FULL}`; criterion's median of one piece.")
 }
 
 /// The names of the folders in one, sorted.

@@ -83,6 +83,7 @@ async fn tokens(context: &Context) -> Result<Vec<Figure>> {
         let tokens = make_known(&tollgate, &checks, tokens).await?;
         unknown = served::used(&tollgate)?.saturating_sub(before).as_secs_f64() * 1e6 / count(tokens);
         checks::send(tollgate.grpc(), &checks, each / 5, SHAPE, move |n| token(n, tokens)).await?;
+        context.progress("growth", 0, format!("{tokens} of them are"));
         running.push((tokens, tollgate, Vec::new()));
     }
     let asked = lum_id.asked();

@@ -1,5 +1,7 @@
 //! The stages of a Check and of a log entry, each by itself. `cargo bench -p tollgate-benches --bench stages`
 
+#![expect(clippy::expect_used, reason = "nothing is measured of what is not there")]
+
 use std::hint::black_box;
 
 use bytes::Bytes;

@@ -8,6 +8,8 @@
 //!
 //! A test writes every field here and reads it with the whole schema's types, so that no tag can be another field's.
 
+pub mod codec;
+
 use bytes::Bytes;
 use prost::{Message, Oneof};
 

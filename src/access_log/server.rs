@@ -10,13 +10,15 @@ use axum::http;
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsResponse;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::SERVICE_NAME;
 use tonic::body::Body;
+use tonic::codec::{BufferSettings, Codec};
 use tonic::server::{ClientStreamingService, Grpc, NamedService};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic_prost::ProstEncoder;
 use tower::Service;
 
 use super::AccessLog;
 use crate::wire::StreamAccessLogsMessage;
+use crate::wire::codec::Whole;
 
 /// The path of the one method.
 const STREAM: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
@@ -61,8 +63,7 @@ where
             if request.uri().path() != STREAM {
                 return Ok(Status::unimplemented("").into_http());
             }
-            let codec = ProstCodec::<StreamAccessLogsResponse, StreamAccessLogsMessage>::default();
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(message_bytes);
+            let mut grpc = Grpc::new(LogCodec).max_decoding_message_size(message_bytes);
             Ok(grpc.client_streaming(Method(log), request).await)
         })
     }
@@ -77,5 +78,22 @@ impl ClientStreamingService<StreamAccessLogsMessage> for Method {
     fn call(&mut self, request: Request<Streaming<StreamAccessLogsMessage>>) -> Self::Future {
         let log = self.0.clone();
         Box::pin(async move { log.take(request.into_inner()).await.map(Response::new) })
+    }
+}
+
+struct LogCodec;
+
+impl Codec for LogCodec {
+    type Encode = StreamAccessLogsResponse;
+    type Decode = StreamAccessLogsMessage;
+    type Encoder = ProstEncoder<StreamAccessLogsResponse>;
+    type Decoder = Whole<StreamAccessLogsMessage>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Whole::new(BufferSettings::default())
     }
 }

@@ -15,12 +15,12 @@ use tonic::body::Body;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
-use tonic_prost::ProstDecoder;
 use tower::Service;
 
 use super::Authz;
 use super::response::Answer;
 use crate::wire::CheckRequest;
+use crate::wire::codec::Whole;
 
 /// The path of the one method.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -89,14 +89,14 @@ impl Codec for CheckCodec {
     type Encode = Answer;
     type Decode = CheckRequest;
     type Encoder = AnswerEncoder;
-    type Decoder = ProstDecoder<CheckRequest>;
+    type Decoder = Whole<CheckRequest>;
 
     fn encoder(&mut self) -> AnswerEncoder {
         AnswerEncoder
     }
 
-    fn decoder(&mut self) -> ProstDecoder<CheckRequest> {
-        ProstDecoder::new(BufferSettings::new(BUFFERS.0, BUFFERS.1))
+    fn decoder(&mut self) -> Whole<CheckRequest> {
+        Whole::new(BufferSettings::new(BUFFERS.0, BUFFERS.1))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is written with these messages is read with the whole schema's.
 
-use envoy_types::pb::envoy::config::core::v3::{RequestMethod, address};
+use envoy_types::pb::envoy::config::core::v3::{EnvoyInternalAddress, Pipe, RequestMethod, address};
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::service::accesslog::v3 as als;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries as WholeEntries;
@@ -67,8 +67,11 @@ fn a_check_is_what_envoy_calls_it() {
 #[test]
 fn every_kind_of_address_is_what_envoy_calls_it() {
     for (ours, theirs) in [
-        (OneAddress::Pipe(Anything {}), address::Address::Pipe(Default::default())),
-        (OneAddress::EnvoyInternal(Anything {}), address::Address::EnvoyInternalAddress(Default::default())),
+        (OneAddress::Pipe(Anything {}), address::Address::Pipe(Pipe::default())),
+        (
+            OneAddress::EnvoyInternal(Anything {}),
+            address::Address::EnvoyInternalAddress(EnvoyInternalAddress::default()),
+        ),
     ] {
         let read: envoy_types::pb::envoy::config::core::v3::Address = read_as(&Address { address: Some(ours) });
         assert_eq!(read.address, Some(theirs));

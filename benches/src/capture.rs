@@ -3,10 +3,9 @@
 //! Each file is a whole message. Its identifier, which only the first message of a stream has, is without the list of all that
 //! Envoy has built in: 60 KiB, once.
 //!
-//! `cargo run -p tollgate-benches --bin capture-log -- TOLLGATE` takes them anew; the path is that of the `tollgate` binary.
+//! `tollgate-benches capture` takes them anew.
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,6 +23,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tollgate_local::stack::{ALICE, Envoy, Ports, Stack, StackOptions, wait_for};
 use tonic::{Request, Response, Status, Streaming, server::NamedService as _};
 use tonic_health::ServingStatus;
+
+use crate::context::Context;
 
 /// How long any of it may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -70,11 +71,15 @@ impl Recorder {
     }
 }
 
-/// Runs a submission, its result and a look at its task through Envoy, and writes the messages about them into `to`.
-pub async fn log_entries(tollgate: &Path, root: &Path, to: &Path) -> Result<()> {
+/// Runs a submission, its result and a look at its task through Envoy, and writes the messages about them into `benches/data`.
+///
+/// # Errors
+/// When something does not start, or an entry does not come.
+pub async fn log_entries(context: &Context) -> Result<()> {
+    let (root, to) = (&context.root, context.root.join("benches/data"));
     let dir = tempfile::tempdir().context("no temporary folder")?;
     let options = StackOptions {
-        tollgate: tollgate.to_owned(),
+        tollgate: context.tollgate()?,
         envoy: Envoy::fetched(root, None)?,
         ports: Ports::default(),
         dir: dir.path().to_owned(),

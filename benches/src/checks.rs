@@ -123,20 +123,6 @@ pub async fn burst(address: &str, checks: &Checks, count: u64, connections: u64,
     Ok(answered)
 }
 
-/// The least duration that this part of them does not exceed.
-#[must_use]
-pub fn quantile(durations: &mut [Duration], part: f64) -> Duration {
-    durations.sort_unstable();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a place in a list"
-    )]
-    let at = (durations.len() as f64 * part).ceil() as usize;
-    durations.get(at.max(1) - 1).copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,14 +143,5 @@ mod tests {
         assert_eq!(bearer.len(), "Bearer lm_pat_live_".len() + 64);
         assert_ne!(bearer, other_bearer);
         assert_eq!(one, other);
-    }
-
-    #[test]
-    fn a_quantile_is_one_of_them() {
-        let mut all: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
-        assert_eq!(quantile(&mut all, 0.99), Duration::from_millis(99));
-        assert_eq!(quantile(&mut all, 0.5), Duration::from_millis(50));
-        assert_eq!(quantile(&mut all, 1.0), Duration::from_millis(100));
-        assert_eq!(quantile(&mut [], 0.5), Duration::ZERO);
     }
 }

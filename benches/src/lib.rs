@@ -12,7 +12,6 @@ pub mod capture;
 pub mod checks;
 pub mod context;
 pub mod cost;
-pub mod cpu;
 pub mod figure;
 pub mod goals;
 pub mod h2load;

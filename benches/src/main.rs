@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tollgate_benches::{
+    capture,
     context::Context,
     message,
     report::{self, Report},
@@ -43,7 +44,7 @@ struct Cli {
 /// What else there is to do.
 #[derive(Subcommand)]
 enum Instead {
-    /// Write benches/data/check.binpb anew: the Check that the reference Envoy sends
+    /// Write the messages in benches/data anew: the Check and the log entries that the reference Envoy sends
     Capture,
     /// Write docs/PERFORMANCE.md anew from docs/performance.json, when only the layout has changed
     Render,
@@ -92,7 +93,8 @@ async fn bench(cli: Cli) -> Result<()> {
     let rounds = if cli.quick { 1 } else { usize::from(cli.rounds) };
     let context = Context::new(rounds, cli.quick).await?;
     if let Some(Instead::Capture) = cli.instead {
-        return message::capture(&context).await;
+        message::capture(&context).await?;
+        return capture::log_entries(&context).await;
     }
     let report = run::run(&context, &sections).await?;
     let output = match cli.output {

@@ -17,7 +17,7 @@ use prost::Message as _;
 
 use crate::{
     context::Context,
-    cpu,
+    cost,
     figure::{Figure, ratios},
     h2load,
     message::{self, Allowed},
@@ -110,9 +110,9 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &P
             // In the short form a number: in a short time a busy machine may answer nothing at all.
             let limits = if context.quick { [["-n", "200"], ["-n", "1000"]] } else { [["-D", "1s"], ["-D", "4s"]] };
             h2load::run(context, &arguments(limits[0])).await?;
-            let before = cpu::seconds(contender.pid)?;
+            let before = cost::processor_time(contender.pid)?;
             let told = h2load::run(context, &arguments(limits[1])).await?;
-            let used = cpu::seconds(contender.pid)? - before;
+            let used = cost::processor_time(contender.pid)?.saturating_sub(before).as_secs_f64();
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² of them")]
             contender.cpu.push(used * 1e6 / told.done as f64);
             contender.per_second.push(told.per_second);
@@ -158,14 +158,14 @@ async fn cold(context: &Context, served: &Served, frame: &Bytes) -> Result<Vec<F
     let number = Arc::new(AtomicU64::new(1));
     for round in 0..context.rounds {
         context.progress("check", round, "tokens never seen");
-        let before = cpu::seconds(pid)?;
+        let before = cost::processor_time(pid)?;
         let told = paced(context, served.address, answer, Pace::AtOnce(COLD_AT_ONCE), {
             let (tokens, number) = (tokens.clone(), number.clone());
             Box::new(move || tokens.with(&fresh_token(number.fetch_add(1, Ordering::Relaxed))))
         });
         let told = told.await?;
         #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² of them")]
-        used.push((cpu::seconds(pid)? - before) * 1e6 / told.sent as f64);
+        used.push(cost::processor_time(pid)?.saturating_sub(before).as_secs_f64() * 1e6 / told.sent as f64);
         per_second.push(told.per_second);
         p50.push(told.p50);
         p99.push(told.p99);

@@ -12,10 +12,11 @@ use tollgate::{
 };
 
 use crate::{
-    checks::{self, Checks, quantile},
+    checks::{self, Checks},
     context::Context,
     figure::Figure,
     peers::{FlowMesh, LumId},
+    percentile::percentile,
     section::Measured,
     served::{self, Around, count},
 };
@@ -37,18 +38,18 @@ pub async fn run(context: &Context) -> Result<Measured> {
     let flowmesh = FlowMesh::start(0, 1).await?;
     for round in 0..context.rounds.min(3) {
         context.progress("flights", round, "many with one token");
-        let (calls, p99) = inside(callers, round as u64).await?;
+        let (calls, answered) = inside(callers, round as u64).await?;
         asked_inside.push(calls);
-        late_inside.push(ms(p99.saturating_sub(DELAY_INSIDE)));
+        late_inside.push((p99(&answered) - ms(DELAY_INSIDE)).max(0.0));
 
         let lum_id = LumId::start(delay).await?;
         let around = Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: None };
         let tollgate = served::tollgate(context, &around, None).await?;
-        let mut answered = checks::burst(tollgate.grpc(), &checks, callers, CONNECTIONS, 1).await?;
+        let answered = checks::burst(tollgate.grpc(), &checks, callers, CONNECTIONS, 1).await?;
         asked.push(count(lum_id.asked()));
-        late.push(ms(quantile(&mut answered, 0.99).saturating_sub(delay)));
-        let mut answered = checks::burst(tollgate.grpc(), &checks, callers, CONNECTIONS, 1).await?;
-        warm.push(ms(quantile(&mut answered, 0.99)));
+        late.push((p99(&answered) - ms(delay)).max(0.0));
+        let answered = checks::burst(tollgate.grpc(), &checks, callers, CONNECTIONS, 1).await?;
+        warm.push(p99(&answered));
         ensure!(lum_id.asked() >= 1, "lum.id was not asked");
         tollgate.kill_hard().await?;
     }
@@ -99,8 +100,15 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Introspections for so many calls of `resolve` at once, and within what time 99 % of these came back.
-async fn inside(callers: u64, round: u64) -> Result<(f64, Duration)> {
+/// What 99 % took at most, in ms.
+fn p99(answered: &[Duration]) -> f64 {
+    let mut all: Vec<f64> = answered.iter().copied().map(ms).collect();
+    all.sort_by(f64::total_cmp);
+    percentile(&all, 0.99)
+}
+
+/// Introspections for so many calls of `resolve` at once, and how long after the first of them each came back.
+async fn inside(callers: u64, round: u64) -> Result<(f64, Vec<Duration>)> {
     let lum_id = LumId::start(DELAY_INSIDE).await?;
     let options = Options { lum_id_base_url: Some(lum_id.url()), ..Options::default() };
     let config = Config::parse(options).map_err(|error| anyhow!("{error}"))?;
@@ -120,5 +128,5 @@ async fn inside(callers: u64, round: u64) -> Result<(f64, Duration)> {
     while let Some(call) = calls.join_next().await {
         answered.push(call??);
     }
-    Ok((count(lum_id.asked()), quantile(&mut answered, 0.99)))
+    Ok((count(lum_id.asked()), answered))
 }

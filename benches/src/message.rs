@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use envoy_types::pb::envoy::service::auth::v3::{
-    CheckRequest, authorization_client::AuthorizationClient, check_response::HttpResponse,
-};
+use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse, check_response::HttpResponse};
 use http::{Method, Request, header};
 use prost::Message as _;
 use tollgate_local::stack::{Envoy, http_client, wait_for};
@@ -16,6 +14,7 @@ use crate::{
     context::Context,
     paced::Call,
     servers::{Floor, READY, TOKEN},
+    wire::Connection,
 };
 
 /// What Envoy 1.40 asks when a client polls a task, under the bootstrap that ships. `tollgate-benches capture` makes it anew.
@@ -116,9 +115,10 @@ pub struct Allowed {
 /// # Errors
 /// When it is refused.
 pub async fn must_be_ok(address: SocketAddr, request: &CheckRequest) -> Result<Allowed> {
-    let mut client = AuthorizationClient::connect(format!("http://{address}")).await?;
-    let answer = client.check(request.clone()).await?.into_inner();
-    let length = answer.encoded_len() + 5;
+    // As it comes: the same message may be encoded in more bytes than one way.
+    let sent = Connection::open(&address.to_string()).await?.check(request.encode_to_vec().into()).await?;
+    let length = sent.len() + 5;
+    let answer = CheckResponse::decode(sent).context("what was answered is no CheckResponse")?;
     let fields = answer.dynamic_metadata.as_ref().map_or(0, |metadata| metadata.fields.len());
     match (&answer.status, &answer.http_response) {
         (Some(status), Some(HttpResponse::OkResponse(ok))) if status.code == 0 => {

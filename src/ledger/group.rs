@@ -1,12 +1,18 @@
 //! Moves that wait for one writer are committed together.
 //!
-//! Whoever comes while nobody writes writes at once, and takes along whatever waits by then. So a lone move waits for nobody,
-//! and under load the cost of a commit is shared by as many as came meanwhile. A move is done when its group is committed:
-//! who is told so has it on the disk.
+//! Who comes while nothing is written is written at once, and takes along whatever waits by then. So a lone move waits for
+//! nobody, and under load the cost of a commit is shared by as many as came meanwhile. A move is done when its group is
+//! committed: who is told so has it on the disk.
+//!
+//! The writing is a task of its own: a caller who goes away, as a Check does, cancels nothing of what is under way, and a move that
+//! nobody waits for any more is not begun.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use super::Error;
 
@@ -20,215 +26,334 @@ pub enum Failed {
 }
 
 /// Commits moves.
-pub trait Commit: Sync {
-    type Move: Send + Sync;
-    type Moved: Send;
+pub trait Commit: Send + Sync + 'static {
+    type Move: Send + Sync + 'static;
+    type Moved: Send + 'static;
 
     /// Commits all of them in one transaction, or none; what came of each, in their order.
     ///
     /// # Errors
     /// [`Failed`].
-    fn commit(&self, moves: &[Arc<Self::Move>]) -> impl Future<Output = Result<Vec<Self::Moved>, Failed>> + Send;
+    fn commit(&self, moves: &[Self::Move]) -> impl Future<Output = Result<Vec<Self::Moved>, Failed>> + Send;
 }
 
-type Told<T> = oneshot::Sender<Result<T, Error>>;
+type Told<S> = oneshot::Sender<Result<<S as Commit>::Moved, Error>>;
+type Waiting<S> = (<S as Commit>::Move, Told<S>);
 
-/// Those that wait.
-#[derive(Debug)]
-pub struct Group<M, T> {
-    waiting: Mutex<Vec<(Arc<M>, Told<T>)>>,
-    /// Held by whoever writes.
-    turn: tokio::sync::Mutex<()>,
-    /// How many are committed at once at most: somebody waits for the writer meanwhile.
-    most: usize,
+/// How many may wait, and be committed at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Past it a move is refused at once, so that a store that hangs costs no more memory than that.
+    pub waiting: usize,
+    /// Somebody waits for the writer meanwhile.
+    pub at_once: usize,
 }
 
-impl<M: Send + Sync, T: Send> Group<M, T> {
+/// The moves of one store.
+pub struct Group<S: Commit>(Arc<Inner<S>>);
+
+struct Inner<S: Commit> {
+    store: S,
+    bounds: Bounds,
+    queue: Mutex<Queue<S>>,
+    tasks: TaskTracker,
+}
+
+struct Queue<S: Commit> {
+    waiting: VecDeque<Waiting<S>>,
+    /// Whether somebody is at it, who takes along what comes.
+    is_written: bool,
+}
+
+impl<S: Commit> fmt::Debug for Group<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("bounds", &self.0.bounds).finish_non_exhaustive()
+    }
+}
+
+impl<S: Commit> Group<S> {
     #[must_use]
-    pub fn new(most: usize) -> Self {
-        Self { waiting: Mutex::default(), turn: tokio::sync::Mutex::default(), most }
+    pub fn new(store: S, bounds: Bounds) -> Self {
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), is_written: false });
+        Self(Arc::new(Inner { store, bounds, queue, tasks: TaskTracker::new() }))
     }
 
-    /// Returns when the move is committed, or cannot be. It must be idempotent: when whoever wrote for it goes away half-way,
-    /// it is made again.
+    /// Returns when the move is committed, or cannot be.
     ///
     /// # Errors
     /// What kept it from being committed.
-    pub async fn commit(&self, store: &impl Commit<Move = M, Moved = T>, this: M) -> Result<T, Error> {
-        let this = Arc::new(this);
-        let mut outcome = self.wait(&this);
-        loop {
-            tokio::select! {
-                biased;
-                told = &mut outcome => match told {
-                    Ok(moved) => return moved,
-                    Err(_gone) => outcome = self.wait(&this),
-                },
-                _turn = self.turn.lock() => self.commit_some(store).await,
-            }
-        }
-    }
-
-    fn wait(&self, this: &Arc<M>) -> oneshot::Receiver<Result<T, Error>> {
+    pub async fn commit(&self, this: S::Move) -> Result<S::Moved, Error> {
         let (told, outcome) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((this.clone(), told));
-        outcome
+        let is_written = {
+            let mut queue = self.0.queue();
+            if queue.waiting.len() >= self.0.bounds.waiting {
+                queue.forget_the_gone();
+            }
+            if queue.waiting.len() >= self.0.bounds.waiting {
+                return Err(Error::Database(format!("{} moves wait already", queue.waiting.len())));
+            }
+            queue.waiting.push_back((this, told));
+            std::mem::replace(&mut queue.is_written, true)
+        };
+        if !is_written {
+            self.0.tasks.spawn(self.0.clone().write());
+        }
+        outcome.await.unwrap_or_else(|_| Err(Error::Database("what was being written came to grief".to_owned())))
     }
 
-    async fn commit_some(&self, store: &impl Commit<Move = M, Moved = T>) {
-        let (moves, told): (Vec<Arc<M>>, Vec<Told<T>>) = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let some = waiting.len().min(self.most);
-            waiting.drain(..some).unzip()
-        };
-        if moves.is_empty() {
-            return;
+    /// Waits until all that came is committed. Nothing may come after it.
+    pub async fn close(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+impl<S: Commit> Queue<S> {
+    /// Who has gone away does not want it any more.
+    fn forget_the_gone(&mut self) {
+        self.waiting.retain(|(_, told)| !told.is_closed());
+    }
+}
+
+impl<S: Commit> Inner<S> {
+    fn queue(&self) -> MutexGuard<'_, Queue<S>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes until nobody waits.
+    async fn write(self: Arc<Self>) {
+        while let Some((moves, told)) = self.take() {
+            let this = self.clone();
+            // A task of its own: one that panics fails its own group, and the next is written all the same.
+            let _ = self.tasks.spawn(async move { this.commit(&moves, told).await }).await;
         }
-        match store.commit(&moves).await {
-            Ok(outcomes) => {
-                for (told, outcome) in told.into_iter().zip(outcomes) {
-                    // Who has gone away does not want to know.
-                    let _ = told.send(Ok(outcome));
+    }
+
+    fn take(&self) -> Option<(Vec<S::Move>, Vec<Told<S>>)> {
+        let mut queue = self.queue();
+        queue.forget_the_gone();
+        if queue.waiting.is_empty() {
+            queue.is_written = false;
+            return None;
+        }
+        let some = queue.waiting.len().min(self.bounds.at_once);
+        Some(queue.waiting.drain(..some).unzip())
+    }
+
+    async fn commit(&self, moves: &[S::Move], told: Vec<Told<S>>) {
+        let mut told = told.into_iter();
+        match self.store.commit(moves).await {
+            Ok(moved) => {
+                for (told, moved) in told.zip(moved) {
+                    // Who has gone away meanwhile does not want to know.
+                    let _ = told.send(Ok(moved));
                 }
             }
             Err(Failed::One(_)) if moves.len() > 1 => {
-                for (this, told) in moves.iter().zip(told) {
-                    let outcome = match store.commit(std::slice::from_ref(this)).await {
-                        Ok(mut outcomes) => {
-                            outcomes.pop().ok_or_else(|| Error::Database("nothing came of it".to_owned()))
+                for (this, one) in moves.iter().zip(told.by_ref()) {
+                    let moved = match self.store.commit(std::slice::from_ref(this)).await {
+                        Ok(mut moved) => moved.pop().ok_or_else(|| Error::Database("nothing came of it".to_owned())),
+                        Err(Failed::One(error)) => Err(error),
+                        Err(Failed::All(error)) => {
+                            // The store has nothing more for anybody now, and each try may take seconds.
+                            let _ = one.send(Err(error.clone()));
+                            return fail(told, &error);
                         }
-                        Err(Failed::One(error) | Failed::All(error)) => Err(error),
                     };
-                    let _ = told.send(outcome);
+                    let _ = one.send(moved);
                 }
             }
-            Err(Failed::One(error) | Failed::All(error)) => {
-                for told in told {
-                    let _ = told.send(Err(error.clone()));
-                }
-            }
+            Err(Failed::One(error) | Failed::All(error)) => fail(told, &error),
         }
+    }
+}
+
+fn fail<T>(told: impl Iterator<Item = oneshot::Sender<Result<T, Error>>>, error: &Error) {
+    for told in told {
+        let _ = told.send(Err(error.clone()));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use tokio::sync::Semaphore;
     use tokio::task::JoinSet;
 
     use super::*;
 
-    /// Commits numbers, once it is allowed to; 13 never, and nothing at all while it is full.
+    /// Commits numbers, once it is allowed to; 13 never, at 99 it panics, and takes nothing at all while it is full.
     struct Numbers {
         allowed: Semaphore,
-        full: std::sync::atomic::AtomicBool,
+        full: AtomicBool,
+        /// It is full from this commit on.
+        full_from: AtomicUsize,
         commits: AtomicUsize,
         kept: Mutex<Vec<u32>>,
     }
 
-    impl Numbers {
-        fn new() -> Arc<Self> {
-            let (full, commits, kept) = (false.into(), 0.into(), Mutex::default());
-            Arc::new(Self { allowed: Semaphore::new(0), full, commits, kept })
-        }
-    }
-
-    impl Commit for Numbers {
+    impl Commit for Arc<Numbers> {
         type Move = u32;
         type Moved = u32;
 
-        async fn commit(&self, moves: &[Arc<u32>]) -> Result<Vec<u32>, Failed> {
+        async fn commit(&self, moves: &[u32]) -> Result<Vec<u32>, Failed> {
             self.allowed.acquire().await.expect("open").forget();
-            self.commits.fetch_add(1, Ordering::Relaxed);
+            let commits = self.commits.fetch_add(1, Ordering::Relaxed);
             let error = |why: &str| Error::Database(why.to_owned());
-            if self.full.load(Ordering::Relaxed) {
+            if self.full.load(Ordering::Relaxed) || commits >= self.full_from.load(Ordering::Relaxed) {
                 return Err(Failed::All(error("full")));
             }
-            let moves: Vec<u32> = moves.iter().map(|number| **number).collect();
+            assert!(!moves.contains(&99), "ninety-nine");
             if moves.contains(&13) {
                 return Err(Failed::One(error("thirteen")));
             }
-            self.kept.lock().expect("not poisoned").extend(&moves);
-            Ok(moves)
+            self.kept.lock().expect("not poisoned").extend(moves);
+            Ok(moves.to_vec())
         }
     }
 
-    /// Begins so many moves, the first of which is being committed when the others come.
-    async fn begun(store: &Arc<Numbers>, numbers: std::ops::Range<u32>) -> JoinSet<(u32, Result<u32, Error>)> {
-        let group = Arc::new(Group::new(64));
-        let mut running = JoinSet::new();
-        for number in numbers.clone() {
-            let (store, shared) = (store.clone(), group.clone());
-            running.spawn(async move { (number, shared.commit(&*store, number).await) });
-            let waiting = (number - numbers.start) as usize;
-            while group.waiting.lock().expect("not poisoned").len() != waiting {
+    const BOUNDS: Bounds = Bounds { waiting: 64, at_once: 64 };
+
+    struct Fixture {
+        store: Arc<Numbers>,
+        group: Arc<Group<Arc<Numbers>>>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let store = Arc::new(Numbers {
+                allowed: Semaphore::new(0),
+                full: false.into(),
+                full_from: usize::MAX.into(),
+                commits: 0.into(),
+                kept: Mutex::default(),
+            });
+            let group = Arc::new(Group::new(store.clone(), BOUNDS));
+            Self { store, group }
+        }
+
+        fn waiting(&self) -> usize {
+            self.group.0.queue().waiting.len()
+        }
+
+        async fn until(&self, waiting: usize) {
+            while self.waiting() != waiting {
                 tokio::task::yield_now().await;
             }
         }
-        running
+
+        /// Begins these, the first of which is being committed when the others come.
+        async fn begin(&self, numbers: impl IntoIterator<Item = u32>) -> JoinSet<(u32, Result<u32, Error>)> {
+            let mut running = JoinSet::new();
+            for (before, number) in numbers.into_iter().enumerate() {
+                let group = self.group.clone();
+                running.spawn(async move { (number, group.commit(number).await) });
+                self.until(before).await;
+                if before == 0 {
+                    // The first is not only there but taken.
+                    while !self.group.0.queue().is_written {
+                        tokio::task::yield_now().await;
+                    }
+                    self.until(0).await;
+                }
+            }
+            running
+        }
+
+        fn kept(&self) -> Vec<u32> {
+            self.store.kept.lock().expect("not poisoned").clone()
+        }
     }
 
     #[tokio::test]
     async fn what_comes_while_somebody_writes_is_one_commit() {
-        let store = Numbers::new();
-        let running = begun(&store, 20..60).await;
-        store.allowed.add_permits(100);
+        let fixture = Fixture::new();
+        let running = fixture.begin(20..60).await;
+        fixture.store.allowed.add_permits(100);
         let all = running.join_all().await;
         assert!(all.iter().all(|(number, moved)| moved.as_ref().is_ok_and(|moved| moved == number)));
-        assert_eq!(store.commits.load(Ordering::Relaxed), 2, "the first alone, and the others together");
-        assert_eq!(*store.kept.lock().expect("not poisoned"), (20..60).collect::<Vec<_>>());
+        assert_eq!(fixture.store.commits.load(Ordering::Relaxed), 2, "the first alone, and the others together");
+        assert_eq!(fixture.kept(), (20..60).collect::<Vec<_>>());
     }
 
     #[tokio::test]
     async fn one_that_cannot_be_committed_keeps_no_other_back() {
-        let store = Numbers::new();
-        let running = begun(&store, 10..16).await;
-        store.allowed.add_permits(100);
+        let fixture = Fixture::new();
+        let running = fixture.begin(10..16).await;
+        fixture.store.allowed.add_permits(100);
         for (number, moved) in running.join_all().await {
             assert_eq!(moved.is_ok(), number != 13, "{number}");
         }
-        assert_eq!(*store.kept.lock().expect("not poisoned"), [10, 11, 12, 14, 15]);
+        assert_eq!(fixture.kept(), [10, 11, 12, 14, 15]);
     }
 
     #[tokio::test]
     async fn a_store_that_takes_nothing_is_not_asked_once_for_each() {
-        let store = Numbers::new();
-        store.full.store(true, Ordering::Relaxed);
-        let running = begun(&store, 20..60).await;
-        store.allowed.add_permits(100);
+        let fixture = Fixture::new();
+        fixture.store.full.store(true, Ordering::Relaxed);
+        let running = fixture.begin(20..60).await;
+        fixture.store.allowed.add_permits(100);
         assert!(running.join_all().await.iter().all(|(_, moved)| moved.is_err()));
-        assert_eq!(store.commits.load(Ordering::Relaxed), 2);
+        assert_eq!(fixture.store.commits.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
-    async fn when_whoever_writes_goes_away_what_it_took_along_is_committed_all_the_same() {
-        let store = Numbers::new();
-        let group = Arc::new(Group::new(64));
-        let begin = |number| {
-            let (store, group) = (store.clone(), group.clone());
-            tokio::spawn(async move { group.commit(&*store, number).await })
-        };
-        let waiting = || group.waiting.lock().expect("not poisoned").len();
-        let first = begin(1);
-        while group.turn.try_lock().is_ok() {
-            tokio::task::yield_now().await;
-        }
-        let (second, third) = (begin(2), begin(3));
-        while waiting() != 2 {
-            tokio::task::yield_now().await;
-        }
-        // The second writes for both when the first is through.
-        store.allowed.add_permits(1);
-        assert_eq!(first.await.expect("no panic").expect("committed"), 1);
-        while waiting() != 0 {
-            tokio::task::yield_now().await;
-        }
-        second.abort();
-        assert!(second.await.expect_err("aborted").is_cancelled());
-        store.allowed.add_permits(1);
-        assert_eq!(third.await.expect("no panic").expect("committed"), 3);
-        assert_eq!(*store.kept.lock().expect("not poisoned"), [1, 3]);
+    async fn nor_when_it_fills_up_while_they_are_committed_one_by_one() {
+        let fixture = Fixture::new();
+        // The first, the group with thirteen in it, and one of these by itself.
+        fixture.store.full_from.store(3, Ordering::Relaxed);
+        let running = fixture.begin(10..60).await;
+        fixture.store.allowed.add_permits(100);
+        let failed = running.join_all().await.iter().filter(|(_, moved)| moved.is_err()).count();
+        assert_eq!((failed, fixture.store.commits.load(Ordering::Relaxed)), (48, 4));
+        assert_eq!(fixture.kept(), [10, 11]);
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_takes_nothing_along_that_is_under_way_and_is_not_begun_with_while_waiting() {
+        let fixture = Fixture::new();
+        let mut first = fixture.begin([1]).await;
+        first.abort_all();
+        assert!(first.join_next().await.expect("one").expect_err("aborted").is_cancelled());
+        let gone = tokio::spawn({
+            let group = fixture.group.clone();
+            async move { group.commit(2).await }
+        });
+        fixture.until(1).await;
+        gone.abort();
+        assert!(gone.await.expect_err("aborted").is_cancelled());
+        let group = fixture.group.clone();
+        let stays = tokio::spawn(async move { group.commit(3).await });
+        fixture.until(2).await;
+        fixture.store.allowed.add_permits(100);
+        assert_eq!(stays.await.expect("no panic").expect("committed"), 3);
+        assert_eq!(fixture.kept(), [1, 3]);
+        fixture.group.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_own_group_and_keeps_nobody_waiting() {
+        let fixture = Fixture::new();
+        let running = fixture.begin([1, 99, 2]).await;
+        fixture.store.allowed.add_permits(100);
+        let failed: Vec<u32> =
+            running.join_all().await.iter().filter(|(_, moved)| moved.is_err()).map(|(number, _)| *number).collect();
+        assert_eq!(failed.len(), 2, "{failed:?}");
+        assert_eq!(fixture.group.commit(3).await.expect("committed"), 3);
+        assert_eq!(fixture.kept(), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn when_too_many_wait_one_more_is_refused_unless_others_have_gone() {
+        let fixture = Fixture::new();
+        let mut running = fixture.begin(100..165).await;
+        assert_eq!(fixture.waiting(), BOUNDS.waiting);
+        assert!(fixture.group.commit(1).await.is_err(), "at once, though the store hangs");
+        running.abort_all();
+        while running.join_next().await.is_some() {}
+        fixture.store.allowed.add_permits(100);
+        assert_eq!(fixture.group.commit(2).await.expect("committed"), 2);
+        assert_eq!(fixture.kept(), [100, 2]);
     }
 }

@@ -32,8 +32,8 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 pub use books::{Found, SqliteBooks};
 
 use super::Error;
-use super::group::Group;
-use moves::{Move, Moved};
+use super::group::{Bounds, Group};
+use moves::Writer;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -44,8 +44,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite's own 1000 pages and 2000 KiB it was 50 µs of waiting for each of 250 000 tasks, with these it is 18.
 const CHECKPOINT_PAGES: &str = "4000";
 const WRITER_CACHE: &str = "-8000";
-/// Moves committed in one transaction at most: some ms, for which a submission may have to wait.
-const MOVES_AT_ONCE: usize = 256;
+/// Moves committed in one transaction at most: some ms, for which a submission may have to wait. And those that may wait: more than
+/// all workers have under way, and as many submissions as Envoy has.
+const MOVES: Bounds = Bounds { waiting: 8192, at_once: 256 };
 /// Nobody works on anything when a process begins.
 const LIFTS: [&str; 3] = [
     "UPDATE workflows SET leased_until = 0 WHERE leased_until <> 0",
@@ -65,7 +66,7 @@ pub struct SqliteLedger {
     write: SqlitePool,
     read: SqlitePool,
     /// What waits for the writer.
-    group: Group<Move, Moved>,
+    group: Group<Writer>,
     /// Held as long as the ledger lives; the kernel lets go of it however the process ends.
     _lock: File,
 }
@@ -100,9 +101,9 @@ impl SqliteLedger {
         let write = pool(1, writing).await.map_err(|error| fail(error.to_string()))?;
         MIGRATIONS.run(&write).await.map_err(|error| fail(error.to_string()))?;
         let ledger = Self {
+            group: Group::new(Writer(write.clone()), MOVES),
             write,
             read: pool(4, options.read_only(true)).await.map_err(|error| fail(error.to_string()))?,
-            group: Group::new(MOVES_AT_ONCE),
             _lock: lock,
         };
         ledger.begin_life(at).await.map_err(|error| fail(error.to_string()))?;
@@ -123,14 +124,20 @@ impl SqliteLedger {
 
     /// A transaction that holds the write lock from its start, so that it cannot fail half-way for want of it.
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        self.write.begin_with("BEGIN IMMEDIATE").await
+        begin(&self.write).await
     }
 
     /// Waits until every connection is closed, which also folds the WAL into the file.
     pub async fn close(&self) {
+        self.group.close().await;
         self.read.close().await;
         self.write.close().await;
     }
+}
+
+/// See [`SqliteLedger::begin`].
+async fn begin(write: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    write.begin_with("BEGIN IMMEDIATE").await
 }
 
 /// Opens a file for writing, made if need be, for its owner only: a ledger tells who paid what.

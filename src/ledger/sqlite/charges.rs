@@ -1,6 +1,6 @@
 //! Charge rows: settling writes them, posting moves them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
@@ -291,8 +291,8 @@ pub async fn failed(tx: &mut SqliteConnection, posts: &[(&str, &str, i64)], at: 
     .fetch_all(&mut *tx)
     .await?;
     // Their owners may have been corrected while they were being posted.
-    let workflows: Vec<&str> = workflows.iter().flatten().map(String::as_str).collect();
-    super::work::release(tx, &workflows, at).await
+    let workflows: BTreeSet<&str> = workflows.iter().flatten().map(String::as_str).collect();
+    super::work::release(tx, &Vec::from_iter(workflows), at).await
 }
 
 /// Runmesh refused them for good: each with its answer.

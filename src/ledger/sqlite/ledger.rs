@@ -35,7 +35,7 @@ impl Ledger for SqliteLedger {
             request_id: request_id.to_owned(),
             at,
         };
-        match self.group.commit(self, this).await? {
+        match self.group.commit(this).await? {
             Moved::Opened(id) => Ok(id),
             Moved::Done | Moved::Settled(_) => Ok(submission_id.to_owned()),
         }
@@ -171,7 +171,7 @@ impl Ledger for SqliteLedger {
         at: Timestamp,
     ) -> Result<(), Error> {
         let (workflow_id, heard) = (due.workflow_id.clone(), due.heard);
-        self.group.commit(self, Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
+        self.group.commit(Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
@@ -203,7 +203,7 @@ impl Ledger for SqliteLedger {
         at: Timestamp,
     ) -> Result<(), Error> {
         let (task_id, heard) = (due.task_id.clone(), due.heard);
-        self.group.commit(self, Move::Unsettled { task_id, heard, again, existence, at }).await.map(drop)
+        self.group.commit(Move::Unsettled { task_id, heard, again, existence, at }).await.map(drop)
     }
 
     async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
@@ -225,7 +225,7 @@ impl Ledger for SqliteLedger {
             settlement: settlement.clone(),
             at,
         };
-        match self.group.commit(self, this).await? {
+        match self.group.commit(this).await? {
             Moved::Settled(settled) => Ok(settled),
             Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
         }
@@ -244,17 +244,17 @@ impl Ledger for SqliteLedger {
     }
 
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        self.group.commit(self, Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
+        self.group.commit(Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
     }
 
     async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
         let this = Move::PostFailed { task_id: task_id.to_owned(), error: error.to_owned(), again, at };
-        self.group.commit(self, this).await.map(drop)
+        self.group.commit(this).await.map(drop)
     }
 
     async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
         let this = Move::PostRejected { task_id: task_id.to_owned(), answer: answer.to_owned() };
-        self.group.commit(self, this).await.map(drop)
+        self.group.commit(this).await.map(drop)
     }
 
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {

@@ -83,10 +83,14 @@ pub async fn attribute(
         .await?;
     match attribution {
         Attribution::Ignored => {
-            sqlx::query("UPDATE workflows SET state = 'ignored' WHERE workflow_id = ? AND attribution IS NULL")
-                .bind(workflow_id)
-                .execute(tx)
-                .await?;
+            // It is not swept any more, so nobody else lifts its lease.
+            sqlx::query(
+                "UPDATE workflows SET state = 'ignored', leased_until = 0
+                 WHERE workflow_id = ? AND attribution IS NULL",
+            )
+            .bind(workflow_id)
+            .execute(tx)
+            .await?;
             Ok(())
         }
         Attribution::Held { reason } => {

@@ -39,6 +39,7 @@ pub trait Commit: Send + Sync + 'static {
 
 type Told<S> = oneshot::Sender<Result<<S as Commit>::Moved, Error>>;
 type Waiting<S> = (<S as Commit>::Move, Told<S>);
+type Taken<S> = (Vec<<S as Commit>::Move>, Vec<Told<S>>);
 
 /// How many may wait, and be committed at once.
 #[derive(Debug, Clone, Copy)]
@@ -122,14 +123,14 @@ impl<S: Commit> Inner<S> {
 
     /// Writes until nobody waits.
     async fn write(self: Arc<Self>) {
-        while let Some((moves, told)) = self.take() {
+        while let Some((group, told)) = self.take() {
             let this = self.clone();
             // A task of its own: one that panics fails its own group, and the next is written all the same.
-            let _ = self.tasks.spawn(async move { this.commit(&moves, told).await }).await;
+            let _ = self.tasks.spawn(async move { this.commit(&group, told).await }).await;
         }
     }
 
-    fn take(&self) -> Option<(Vec<S::Move>, Vec<Told<S>>)> {
+    fn take(&self) -> Option<Taken<S>> {
         let mut queue = self.queue();
         queue.forget_the_gone();
         if queue.waiting.is_empty() {
@@ -140,17 +141,17 @@ impl<S: Commit> Inner<S> {
         Some(queue.waiting.drain(..some).unzip())
     }
 
-    async fn commit(&self, moves: &[S::Move], told: Vec<Told<S>>) {
+    async fn commit(&self, group: &[S::Move], told: Vec<Told<S>>) {
         let mut told = told.into_iter();
-        match self.store.commit(moves).await {
+        match self.store.commit(group).await {
             Ok(moved) => {
                 for (told, moved) in told.zip(moved) {
                     // Who has gone away meanwhile does not want to know.
                     let _ = told.send(Ok(moved));
                 }
             }
-            Err(Failed::One(_)) if moves.len() > 1 => {
-                for (this, one) in moves.iter().zip(told.by_ref()) {
+            Err(Failed::One(_)) if group.len() > 1 => {
+                for (this, one) in group.iter().zip(told.by_ref()) {
                     let moved = match self.store.commit(std::slice::from_ref(this)).await {
                         Ok(mut moved) => moved.pop().ok_or_else(|| Error::Database("nothing came of it".to_owned())),
                         Err(Failed::One(error)) => Err(error),

@@ -11,7 +11,7 @@ use crate::{
     context::Context,
     figure::{Figure, ratios},
     paced::{self, Call, Load, Pace},
-    section::Measured,
+    section::{Measured, turns},
     servers::{Floor, Served, TOKEN},
     wrk,
 };
@@ -72,7 +72,8 @@ pub async fn run(context: &Context) -> Result<Measured> {
 
 async fn throughput(context: &Context, contenders: &mut [Contender; 3]) -> Result<()> {
     for round in 0..context.rounds {
-        for contender in contenders.iter_mut() {
+        for at in turns(round, contenders.len()) {
+            let contender = &mut contenders[at];
             context.progress("envoy", round, format_args!("as many as {} takes", contender.title));
             let seconds = if context.quick { 1 } else { 3 };
             let told = wrk::run(context, &wrk_arguments(contender.envoy.edge_url(), seconds)).await?;
@@ -88,7 +89,8 @@ async fn latency(context: &Context, contenders: &mut [Contender; 3]) -> Result<(
     let rate = if context.quick { half.min(200.0) } else { half };
     let mut late = Vec::new();
     for round in 0..context.rounds {
-        for contender in contenders.iter_mut() {
+        for at in turns(round, contenders.len()) {
+            let contender = &mut contenders[at];
             context.progress("envoy", round, format_args!("how long {} takes at {rate:.0}/s", contender.title));
             let told = paced::run(load(context, contender.envoy.edge_url(), rate)?).await?;
             contender.p50.push(told.p50);

@@ -34,6 +34,11 @@ pub struct Measured {
     pub notes: Vec<String>,
 }
 
+/// The order in which so many contenders are measured in a round: who goes first takes turns, too.
+pub fn turns(round: usize, contenders: usize) -> impl Iterator<Item = usize> {
+    (0..contenders).map(move |at| (round + at) % contenders)
+}
+
 /// What a section has to tell: [`Measured`] under its heading.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Told {
@@ -50,5 +55,16 @@ impl Section {
     pub fn tell(&self, measured: Measured) -> Told {
         let Measured { about, figures, notes } = measured;
         Told { name: self.name.to_owned(), title: self.title.to_owned(), about, figures, notes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_is_measured_once_a_round_and_somebody_else_goes_first_in_the_next() {
+        let rounds = [0, 1, 2, 3].map(|round| turns(round, 3).collect::<Vec<_>>());
+        assert_eq!(rounds, [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
     }
 }

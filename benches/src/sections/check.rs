@@ -22,7 +22,7 @@ use crate::{
     h2load,
     message::{self, Allowed},
     paced::{self, Load, Pace, Paced},
-    section::Measured,
+    section::{Measured, turns},
     servers::{Floor, Served, fresh_token},
 };
 
@@ -103,7 +103,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
 async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &Path) -> Result<u64> {
     let mut done = 0;
     for round in 0..context.rounds {
-        for at in turns(round) {
+        for at in turns(round, contenders.len()) {
             let contender = &mut contenders[at];
             context.progress("check", round, format_args!("as many as {} takes", contender.title));
             let arguments = |limit| h2load_arguments(&file.display().to_string(), contender.address, limit);
@@ -131,7 +131,7 @@ async fn latency(context: &Context, contenders: &mut [Contender; 2], frame: &Byt
     let rate = if context.quick { half.min(200.0) } else { half };
     let mut late = Vec::new();
     for round in 0..context.rounds {
-        for at in turns(round) {
+        for at in turns(round, contenders.len()) {
             let contender = &mut contenders[at];
             context.progress("check", round, format_args!("how long {} takes at {rate:.0}/s", contender.title));
             let told = paced(context, contender.address, contender.allowed.length, Pace::Rate(rate), {
@@ -203,11 +203,6 @@ async fn paced(
     paced::run(load).await
 }
 
-/// Who goes first takes turns, too.
-fn turns(round: usize) -> [usize; 2] {
-    if round.is_multiple_of(2) { [0, 1] } else { [1, 0] }
-}
-
 fn h2load_arguments(file: &str, address: SocketAddr, limit: [&str; 2]) -> Vec<String> {
     let (connections, streams) = (CONNECTIONS.to_string(), STREAMS.to_string());
     let url = message::url(address);
@@ -268,14 +263,4 @@ fn cached_figures(contenders: &[Contender; 2], rate: f64) -> Vec<Figure> {
         figures.push(Figure::new(&id, &format!("{what} Tollgate / floor"), "×", both, how));
     }
     figures
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_take_turns_in_going_first() {
-        assert_eq!([turns(0), turns(1), turns(2)], [[0, 1], [1, 0], [0, 1]]);
-    }
 }

@@ -11,7 +11,7 @@ use crate::{
     bootstrap::{self, Authorizer},
     context::Context,
     figure::{Figure, ratios},
-    section::Measured,
+    section::{Measured, turns},
     servers::{Served, TOKEN, address, fresh_prefix},
     wrk,
 };
@@ -55,8 +55,8 @@ pub async fn run(context: &Context) -> Result<Measured> {
     ];
     rules_are_kept(&contenders).await?;
     for round in 0..context.rounds {
-        for contender in &mut contenders {
-            measure(context, round, contender).await?;
+        for at in turns(round, contenders.len()) {
+            measure(context, round, &mut contenders[at]).await?;
         }
     }
     with.kill_hard().await?;

@@ -29,8 +29,8 @@ test: envoy  ## Every test, through real Envoys
 	@scripts/test-dist
 	@scripts/test-compose
 
-# All that ships and all that measures, once: other sets of packages would be built with other features of their dependencies.
-# What criterion runs is built here as well, because the quarter of an hour is for measuring.
+# What ships is built as it ships, and then what measures, which builds some dependencies once more with other features. What
+# criterion runs is built here as well, because the quarter of an hour is for measuring.
 bench: release  ## What Tollgate costs, beside a bare server and what it replaces, into docs/PERFORMANCE.md; BENCH='--only check', see --help
 	@scripts/install-test-tools
 	@scripts/fetch-envoy > /dev/null

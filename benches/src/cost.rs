@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 
 /// What Linux counts in, on every machine that Envoy runs on.
-const TICK: Duration = Duration::from_millis(10);
+pub const TICK: Duration = Duration::from_millis(10);
 
 /// Processor time that a process has used in all its threads, also those that have ended: its own and the kernel's for it.
 ///

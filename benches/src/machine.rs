@@ -74,14 +74,13 @@ fn processor_times(stat: &str) -> (f64, f64) {
 pub async fn versions(context: &Context) -> Vec<Version> {
     let tollgate = context.programs.join("tollgate");
     let envoy = tollgate_local::stack::Envoy::fetched(&context.root, None).unwrap_or_else(|_| "envoy".into());
-    let python = context.root.join(".tools/predecessor/bin/python");
     let asked = [
         ("Tollgate", tollgate.as_path()),
         ("rustc", Path::new("rustc")),
         ("Envoy", &envoy),
         ("h2load", Path::new("h2load")),
         ("wrk", Path::new("wrk")),
-        ("Python", &python),
+        ("Python", Path::new("python3")),
     ];
     let mut versions = Vec::new();
     for (program, path) in asked {

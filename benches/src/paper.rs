@@ -46,6 +46,7 @@ struct Costs {
     entry: f64,
     settle: f64,
     sweep: f64,
+    post: f64,
     /// Pieces per second on one core.
     durable_rate: f64,
     settle_rate: f64,
@@ -126,6 +127,7 @@ impl Costs {
             durable_rate: figure("access_log.durable_per_second")?,
             settle_rate: figure("growth.settle_rate")?,
             sweep_rate: figure("growth.sweep_rate")?,
+            post: micros("billing.cost")?,
             post_rate: figure("billing.entries_per_second")?,
             bytes_per_charge: figure("reading.bytes_per_charge")?,
             bytes_per_token: figure("growth.bytes_per_token")?,
@@ -148,7 +150,8 @@ impl Load {
         let cores = checks * (known * costs.check + (1.0 - known) * costs.unknown_check + costs.entry)
             + tasks * EVENTS_OF_A_TASK / costs.durable_rate
             + settles * costs.settle
-            + sweeps * costs.sweep;
+            + sweeps * costs.sweep
+            + tasks * costs.post;
         Self {
             users,
             checks,

@@ -109,9 +109,10 @@ const BUSY: f64 = 0.1;
 
 const HEAD: &str = "# Performance
 
-Written by `make bench`, which repeats all of it in at most a quarter of an hour; [performance.json](performance.json) has every
-sample. Contenders take turns, and a ratio is that of neighbouring runs: machines are noisy, and what disturbs one disturbs
-its neighbour too. A figure is the median of the rounds, with the least and the greatest in brackets.
+Written by `make bench`, which repeats all of it in at most a quarter of an hour once everything is built;
+[performance.json](performance.json) has every sample. Contenders take turns, and a ratio is that of neighbouring runs: machines are
+noisy, and what disturbs one disturbs its neighbour too. A figure is the median of its samples, with the least and the greatest of
+them, and how many there are, in brackets.
 
 ";
 
@@ -135,12 +136,12 @@ fn section_to_markdown(section: &Told, text: &mut String) {
     }
 }
 
-/// `0.97 × [0.95 – 0.99]`
+/// `0.97 × [0.95 – 0.99, of 5]`
 fn measured(figure: &Figure) -> String {
     let (median, unit) = (number(figure.median()), &figure.unit);
     let (least, most) = figure.spread();
     if figure.samples.len() > 1 {
-        format!("{median} {unit} [{} – {}]", number(least), number(most))
+        format!("{median} {unit} [{} – {}, of {}]", number(least), number(most), figure.samples.len())
     } else {
         format!("{median} {unit}")
     }

@@ -29,7 +29,7 @@ fn missing() -> Option<String> {
     let wanted: [(&str, bool, &str); 4] = [
         ("h2load", on_path("h2load"), "`scripts/install-test-tools` installs it"),
         ("wrk", on_path("wrk"), "`scripts/install-test-tools` installs it"),
-        ("predecessor", root.join(".tools/predecessor/bin/python").is_file(), "`scripts/fetch-predecessor` fetches it"),
+        ("predecessor", root.join(".tools/predecessor/uvicorn").is_dir(), "`scripts/fetch-predecessor` fetches it"),
         ("tollgate", beside("tollgate").is_file(), "`cargo build` builds it"),
     ];
     let (name, _, how) = wanted.into_iter().find(|(_, is_there, _)| !is_there)?;

@@ -112,7 +112,8 @@ async fn throughput(context: &Context, contenders: &mut [Contender; 2], file: &P
             h2load::run(context, &arguments(limits[0])).await?;
             let before = cost::processor_time(contender.pid)?;
             let told = h2load::run(context, &arguments(limits[1])).await?;
-            let used = cost::processor_time(contender.pid)?.saturating_sub(before).as_secs_f64();
+            // A tick at least: what is in a divisor must not be nothing, however short the form.
+            let used = cost::processor_time(contender.pid)?.saturating_sub(before).max(cost::TICK).as_secs_f64();
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² of them")]
             contender.cpu.push(used * 1e6 / told.done as f64);
             contender.per_second.push(told.per_second);

@@ -1,6 +1,6 @@
 //! What a user has today, beside Envoy with Tollgate.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where `scripts/fetch-predecessor` puts its Python.
-const PYTHON: &str = ".tools/predecessor/bin/python";
+const PACKAGES: &str = ".tools/predecessor";
 
 const ABOUT: &str = "What a user has today, in its essence (`benches/predecessor/app.py`): a FastAPI server in one uvicorn worker that \
 authenticates in its own process by the same rules, remembers an active token for 60 s, and makes a new HTTP client for each token \
@@ -76,11 +76,11 @@ pub async fn run(context: &Context) -> Result<Measured> {
 
 /// The app on a free port.
 async fn app(context: &Context, environment: &[(&str, &str)]) -> Result<(Process, SocketAddr)> {
-    let python: PathBuf = context.root.join(PYTHON);
-    if !python.is_file() {
-        bail!("there is no {PYTHON}: `scripts/fetch-predecessor` makes it");
+    let packages = context.root.join(PACKAGES);
+    if !packages.join("uvicorn").is_dir() {
+        bail!("there is no uvicorn in {PACKAGES}: `scripts/fetch-predecessor` brings it");
     }
-    let mut command = Command::new(context.on_server_core(&python)?);
+    let mut command = Command::new(context.on_server_core(Path::new("python3"))?);
     command
         .args(
             "-m uvicorn app:app --app-dir benches/predecessor --host 127.0.0.1 --port 0 --workers 1 --no-access-log"
@@ -89,6 +89,7 @@ async fn app(context: &Context, environment: &[(&str, &str)]) -> Result<(Process
         .args(["--loop", "uvloop", "--http", "httptools"])
         .current_dir(&context.root)
         .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("PYTHONPATH", packages)
         .envs(environment.iter().copied());
     let process = Process::start("the predecessor", command, None)?;
     let at = address(&process, "running on http://").await?;

@@ -69,7 +69,7 @@ pub struct Limits {
     pub settling_concurrency: usize,
     /// Workflows asked after at once.
     pub sweeping_concurrency: usize,
-    /// Posts in flight at once: 2000 a second to a Runmesh that answers in 10 ms, with as long again for the commit.
+    /// Posts in flight at once: some thousands a second to a Runmesh that answers in 10 ms, with as long again for the commit.
     pub posting_concurrency: usize,
     /// Between two prunings of the ledger; also how long what FlowMesh listed has to find its owner before.
     pub prune_interval: Duration,

@@ -7,8 +7,8 @@ use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
 
-/// Decodes out of the whole message, of which every field is then a part. Out of tonic's buffer itself it takes a third
-/// longer: that is moved on for each byte of a number that is read.
+/// Decodes out of the whole message, of which every field is then a part. Out of tonic's buffer itself an
+/// eighth of a log entry's instructions was moving that on, for each byte of a number that is read.
 #[derive(Debug)]
 pub struct Whole<M> {
     buffers: BufferSettings,

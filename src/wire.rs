@@ -1,11 +1,11 @@
 //! Of Envoy's messages, what Tollgate reads.
 //!
 //! These are messages of Envoy's API by their tags and types, and lack what nobody here looks at: that is skipped by its
-//! length instead of being built, checked and thrown away. A Check is decoded and looked through in 1.4 µs that way, where
-//! decoding all of it takes 2.5 µs; a log entry in 2.3 µs instead of 6 to 8. Maps are lists of entries, which is what they are
-//! on the wire; of several with one key the last one counts. Text is bytes of the message that came, not copied and not yet
-//! known to be text: one value that is none then spoils nothing but itself, where it would else fail the whole message, and
-//! with it its neighbours in the log.
+//! length instead of being built, checked and thrown away. A Check is decoded and looked through in 0.7 µs that way, where
+//! decoding all of it takes 1.0 µs; a log entry in 1.1 µs, where that takes 3.3 to 5.6 µs. Maps are lists of entries, which
+//! is what they are on the wire; of several with one key the last one counts. Text is bytes of the message that came, not
+//! copied and not yet known to be text: one value that is none then spoils nothing but itself, where it would else fail the
+//! whole message, and with it its neighbours in the log.
 //!
 //! A test writes every field here and reads it with the whole schema's types, so that no tag can be another field's.
 

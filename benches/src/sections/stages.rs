@@ -31,7 +31,10 @@ pub async fn run(context: &Context) -> Result<Measured> {
     }
     Ok(Measured {
         about:
-            "Pieces of the way through Tollgate, each alone in a loop, on one core and with everything in its cache."
+            "Pieces of the way through Tollgate, each alone in a loop, on one core and with everything in its cache. `decide` is hashing \
+             a token, finding it in memory and deciding, which allocates once at most (`benches/tests/allocations.rs`); `whole` is a \
+             Check without its connection; `decode_all` is the same message by the generated types, which the floor decodes; a log \
+             entry is decoded and classified."
                 .to_owned(),
         figures,
         notes: Vec::new(),

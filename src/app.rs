@@ -15,7 +15,6 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -23,14 +22,14 @@ use tonic_health::server::HealthReporter;
 
 use crate::access_log::event::Event;
 use crate::access_log::server::LogServer;
-use crate::access_log::{AccessLog, Intake};
+use crate::access_log::{self, AccessLog, Intake};
 use crate::admin::console::Console;
 use crate::admin::history::History;
 use crate::admin::{self, Admin, Gauges};
-use crate::authz::Authz;
 use crate::authz::last::LastCheck;
 use crate::authz::response::Stamp;
 use crate::authz::server::CheckServer;
+use crate::authz::{self, Authz};
 use crate::circuit::Circuit;
 use crate::config::{BaseUrl, Config};
 use crate::drive::{Driver, News};
@@ -382,11 +381,12 @@ fn grpc_services(
     access_log: AccessLog,
 ) -> anyhow::Result<Services> {
     let mut others = Routes::builder();
-    others.add_service(health).add_service(LogServer::new(access_log, config.limits.log_message_bytes));
+    others.add_service(health);
     if config.grpc_reflection {
         others.add_service(reflection::v1()?).add_service(reflection::v1alpha()?);
     }
-    Ok(Services::new(CheckServer::new(authz), others.routes()))
+    let log = LogServer::new(access_log, config.limits.log_message_bytes);
+    Ok(Services::new(CheckServer::new(authz), log, others.routes()))
 }
 
 /// How long connections without a request under way may take to notice that they are to close: an idle peer must not make
@@ -398,9 +398,9 @@ async fn linger() {
 /// Sets the status of the whole (the empty name) and of both services.
 async fn announce(health: &HealthReporter, status: ServingStatus, authz_too: bool) {
     health.set_service_status("", status).await;
-    health.set_service_status(LogServer::NAME, status).await;
+    health.set_service_status(access_log::server::SERVICE_NAME, status).await;
     if authz_too {
-        health.set_service_status(CheckServer::NAME, status).await;
+        health.set_service_status(authz::server::SERVICE_NAME, status).await;
     }
 }
 

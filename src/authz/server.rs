@@ -3,24 +3,22 @@
 //! The service is `envoy-types`', and what it decodes is not: of the request only what is looked at ([`crate::wire`]), and
 //! of the answer nothing is built that is ready ([`Answer`]).
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::http;
 use bytes::BufMut;
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::SERVICE_NAME;
 use tonic::body::Body;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
-use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
-use tower::Service;
 
 use super::Authz;
 use super::response::Answer;
 use crate::wire::CheckRequest;
 use crate::wire::codec::Whole;
+
+pub use envoy_types::pb::envoy::service::auth::v3::authorization_server::SERVICE_NAME;
 
 /// The path of the one method.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -36,33 +34,10 @@ impl CheckServer {
     pub fn new(authz: Authz) -> Self {
         Self(Arc::new(authz))
     }
-}
 
-impl NamedService for CheckServer {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl<B> Service<http::Request<B>> for CheckServer
-where
-    B: http_body::Body + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let method = Method(self.0.clone());
-        Box::pin(async move {
-            if request.uri().path() != CHECK {
-                return Ok(Status::unimplemented("").into_http());
-            }
-            Ok(Grpc::new(CheckCodec).unary(method, request).await)
-        })
+    /// Answers a call of [`CHECK`].
+    pub async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
+        Grpc::new(CheckCodec).unary(Method(self.0), request).await
     }
 }
 

@@ -1,9 +1,13 @@
 //! Check as a whole, in this process: whatever comes, it answers, and lets through only whom it should.
 
+use std::future::poll_fn;
+
+use axum::http;
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request as AttributeRequest};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use http_body::Body as _;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message;
@@ -12,6 +16,7 @@ use wiremock::matchers::body_string;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use super::response::IDENTITY_HEADERS;
+use super::server::{CHECK, CheckServer};
 use super::*;
 use crate::config::{Config, Limits, Options};
 use crate::upstream::Http;
@@ -175,6 +180,44 @@ fn judge(request: &wire::CheckRequest, response: &CheckResponse) -> Result<(), T
         other => prop_assert!(false, "neither OK nor denied: {:?}", other),
     }
     Ok(())
+}
+
+/// The gRPC status of the answer to these bytes in the place of a framed Check.
+async fn status_of(server: &CheckServer, body: Vec<u8>) -> String {
+    let body = tonic::body::Body::new(axum::body::Body::from(body));
+    let request = http::Request::builder().method("POST").uri(CHECK).header("content-type", "application/grpc");
+    let response = server.clone().answer(request.body(body).expect("a request")).await;
+    let (parts, body) = response.into_parts();
+    // An error is all in the headers; the status of an answer comes behind it.
+    let mut said = parts.headers;
+    let mut body = std::pin::pin!(body);
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        said.extend(frame.expect("a frame").into_trailers().unwrap_or_default());
+    }
+    said["grpc-status"].to_str().expect("text").to_owned()
+}
+
+#[tokio::test]
+async fn what_is_no_check_is_a_grpc_error_which_envoy_takes_for_a_refusal() {
+    let (_server, authz) = authz().await;
+    let server = CheckServer::new(authz);
+    let framed = |flag: u8, length: u32, message: &[u8]| [&[flag], &length.to_be_bytes()[..], message].concat();
+    // An empty Check is one all the same: of a path in no normal form.
+    assert_eq!(status_of(&server, framed(0, 0, b"")).await, "0");
+    for (what, body) in [
+        ("nothing at all", Vec::new()),
+        ("half a frame", vec![0, 0]),
+        ("less than was announced", framed(0, 100, b"\x0a")),
+        ("more than is taken", framed(0, u32::MAX, b"")),
+        ("no such compression", framed(7, 0, b"")),
+        ("compressed without saying how", framed(1, 1, b"\x0a")),
+        ("a field that is cut off", framed(0, 2, b"\x0a\x7f")),
+        ("a field of no such type", framed(0, 1, b"\x0f")),
+        ("a number without end", framed(0, 12, &[0xff; 12])),
+    ] {
+        assert_ne!(status_of(&server, body).await, "0", "{what}");
+    }
+    assert_eq!(status_of(&server, framed(0, 0, b"")).await, "0", "and goes on answering");
 }
 
 async fn check(authz: &Authz, request: wire::CheckRequest) -> CheckResponse {

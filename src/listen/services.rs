@@ -9,6 +9,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
+use crate::access_log::server::{LogServer, STREAM};
 use crate::authz::server::{CHECK, CheckServer};
 
 /// What the gRPC listener serves. Nearly every call is a Check, which has its way by itself: it does not go through
@@ -16,14 +17,15 @@ use crate::authz::server::{CHECK, CheckServer};
 #[derive(Clone)]
 pub struct Services {
     check: CheckServer,
+    log: LogServer,
     others: Routes,
 }
 
 impl Services {
+    /// `others` answers what neither of the two is asked, also of methods that nobody knows.
     #[must_use]
-    pub fn new(check: CheckServer, others: Routes) -> Self {
-        // Other methods of its service are answered like all that nobody knows.
-        Self { others: others.add_service(check.clone()).prepare(), check }
+    pub fn new(check: CheckServer, log: LogServer, others: Routes) -> Self {
+        Self { check, log, others: others.prepare() }
     }
 }
 
@@ -33,11 +35,21 @@ impl Service<Request<Body>> for Services {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Neither of the two ever lets anybody wait.
+        // None of them ever lets anybody wait.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path() == CHECK { self.check.call(request) } else { Box::pin(self.others.call(request)) }
+        match request.uri().path() {
+            CHECK => {
+                let check = self.check.clone();
+                Box::pin(async move { Ok(check.answer(request).await) })
+            }
+            STREAM => {
+                let log = self.log.clone();
+                Box::pin(async move { Ok(log.answer(request).await) })
+            }
+            _ => Box::pin(self.others.call(request)),
+        }
     }
 }

@@ -109,4 +109,7 @@ fn the_report_that_is_there_is_what_its_figures_make() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let report = Report::from_json(&std::fs::read_to_string(docs.join(JSON)).unwrap()).unwrap();
     assert_eq!(std::fs::read_to_string(docs.join(MARKDOWN)).unwrap(), report.to_markdown());
+    for figure in report.sections.iter().flat_map(|section| &section.figures) {
+        assert_eq!(figure.goal, crate::goals::of(&figure.id), "{}", figure.id);
+    }
 }

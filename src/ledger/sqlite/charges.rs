@@ -1,9 +1,10 @@
 //! Charge rows: settling writes them, posting moves them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::events::json;
 use super::{due, ms, optional_time};
@@ -223,11 +224,10 @@ async fn insert(tx: &mut SqliteConnection, charges: &[serde_json::Value]) -> Res
 pub async fn claim(
     tx: &mut SqliteConnection,
     at: Timestamp,
-    until: i64,
+    lease: Duration,
     pick: Pick,
 ) -> Result<Vec<DueCharge>, sqlx::Error> {
-    let (statement, limit) = due::claim(Work::Charges, pick);
-    let rows = sqlx::query(AssertSqlSafe(statement)).bind(ms(at)).bind(until).bind(limit).fetch_all(&mut *tx).await?;
+    let rows = due::claimed(&mut *tx, (Work::Charges, pick), at, lease).await?;
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
         let charge = DueCharge {

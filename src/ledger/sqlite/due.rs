@@ -1,5 +1,12 @@
 //! What is due, and claiming it: statements that step through a partial index, however much is open or over.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Executor, Sqlite};
+
+use super::{ms, until};
 use crate::ledger::{Pick, Work};
 
 /// The statement that claims due work, of `?1` the time, `?2` the end of the lease and `?3` how much, which is returned
@@ -39,6 +46,17 @@ pub fn claim(work: Work, pick: Pick) -> (String, u32) {
          RETURNING {returned}"
     );
     (statement, limit)
+}
+
+/// Claims due work until the end of the lease.
+pub async fn claimed(
+    executor: impl Executor<'_, Database = Sqlite>,
+    (work, pick): (Work, Pick),
+    at: Timestamp,
+    lease: Duration,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    let (statement, limit) = claim(work, pick);
+    sqlx::query(AssertSqlSafe(statement)).bind(ms(at)).bind(until(at, lease)).bind(limit).fetch_all(executor).await
 }
 
 /// The query for when the next piece of work is due. What is leased is little; and of what is not, the first in its index is

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 
 use super::moves::{Move, Moved};
-use super::{SqliteLedger, charges, due, events, ms, optional_time, retention, submissions, time, until, work};
+use super::{SqliteLedger, charges, due, events, ms, optional_time, retention, submissions, time, work};
 use crate::access_log::event::Event;
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
@@ -113,13 +113,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error> {
-        let (statement, limit) = due::claim(Work::Workflows, pick);
-        let rows = sqlx::query(AssertSqlSafe(statement))
-            .bind(ms(at))
-            .bind(until(at, lease))
-            .bind(limit)
-            .fetch_all(&self.write)
-            .await?;
+        let rows = due::claimed(&self.write, (Work::Workflows, pick), at, lease).await?;
         rows.iter()
             .map(|row| {
                 let attribution: Option<String> = row.try_get("attribution")?;
@@ -175,13 +169,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
-        let (statement, limit) = due::claim(Work::Tasks, pick);
-        let rows = sqlx::query(AssertSqlSafe(statement))
-            .bind(ms(at))
-            .bind(until(at, lease))
-            .bind(limit)
-            .fetch_all(&self.write)
-            .await?;
+        let rows = due::claimed(&self.write, (Work::Tasks, pick), at, lease).await?;
         rows.iter()
             .map(|row| {
                 Ok(DueTask {
@@ -238,7 +226,7 @@ impl Ledger for SqliteLedger {
 
     async fn claim_charges(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueCharge>, Error> {
         let mut tx = self.begin().await?;
-        let claimed = charges::claim(&mut tx, at, until(at, lease), pick).await?;
+        let claimed = charges::claim(&mut tx, at, lease, pick).await?;
         tx.commit().await?;
         Ok(claimed)
     }

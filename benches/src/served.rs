@@ -3,12 +3,12 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
-use tollgate_local::stack::{Tollgate, free_port};
+use tollgate_local::{
+    cast::BRIDGE_SECRET,
+    stack::{Tollgate, free_port},
+};
 
 use crate::{context::Context, cost};
-
-/// The shared secret with Runmesh.
-const SECRET: &str = "bench-bridge-secret";
 
 /// Where the others are.
 #[derive(Debug, Default, Clone)]
@@ -35,7 +35,7 @@ pub fn settings(around: &Around, ledger: Option<&Path>) -> Result<Vec<(&'static 
     ];
     if let Some(ledger) = ledger {
         settings.push(("RUNMESH_BILLING_BASE_URL", or_nobody(&around.runmesh)?));
-        settings.push(("FLOWMESH_BRIDGE_SECRET", SECRET.to_owned()));
+        settings.push(("FLOWMESH_BRIDGE_SECRET", BRIDGE_SECRET.to_owned()));
         settings.push(("TOLLGATE_LEDGER", format!("sqlite:{}", ledger.display())));
     }
     Ok(settings)

@@ -10,7 +10,10 @@ use tollgate_local::{
     standin::{FlowMesh, LumId, Runmesh},
 };
 
-use crate::context::Context;
+use crate::{
+    context::Context,
+    served::{self, Around},
+};
 
 /// A token as lum.id makes them; a user's with every right in FlowMesh.
 pub const TOKEN: &str = "lm_pat_live_5f1c0e9a7b3d2c4e6f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6";
@@ -76,11 +79,11 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts all of it; these settings come on top.
+    /// Starts all of it.
     ///
     /// # Errors
     /// When something does not start.
-    pub async fn start(context: &Context, settings: &[(&str, String)]) -> Result<Self> {
+    pub async fn start(context: &Context) -> Result<Self> {
         let folder = context.folder()?;
         let any = "127.0.0.1:0";
         let lum_id = cast::lum_id(any).await.context("cannot start the lum.id stand-in")?;
@@ -88,17 +91,9 @@ impl Served {
         lum_id.anybody(ANYBODY);
         let runmesh = cast::runmesh(any, BRIDGE_SECRET).await.context("cannot start the Runmesh stand-in")?;
         let flowmesh = cast::flowmesh(any).await.context("cannot start the FlowMesh stand-in")?;
-        let mut all = vec![
-            ("LUM_ID_BASE_URL", lum_id.url()),
-            ("RUNMESH_BILLING_BASE_URL", runmesh.billing_url()),
-            ("FLOWMESH_BRIDGE_SECRET", BRIDGE_SECRET.to_owned()),
-            ("FLOWMESH_BASE_URL", flowmesh.url()),
-            ("TOLLGATE_GRPC_LISTEN", any.to_owned()),
-            ("TOLLGATE_ADMIN_LISTEN", any.to_owned()),
-            ("TOLLGATE_LEDGER", format!("sqlite:{}", folder.path().join("ledger.db").display())),
-        ];
-        all.extend_from_slice(settings);
-        let tollgate = Tollgate::start(&context.tollgate()?, &all, None).await?;
+        let around =
+            Around { lum_id: Some(lum_id.url()), flowmesh: Some(flowmesh.url()), runmesh: Some(runmesh.billing_url()) };
+        let tollgate = served::tollgate(context, &around, Some(&folder.path().join("ledger.db"))).await?;
         let address = tollgate.grpc().parse().context("Tollgate's gRPC address is no TCP address")?;
         Ok(Self { lum_id, runmesh, flowmesh, tollgate, address, _folder: folder })
     }
@@ -108,8 +103,7 @@ impl Served {
     /// # Errors
     /// When it does not say.
     pub async fn allowed(&self) -> Result<f64> {
-        let allowed = self.tollgate.metric("tollgate_check_decisions_total{reason=\"allowed\"}").await;
-        allowed.context("Tollgate does not say how many Checks it has let through")
+        served::metric(&self.tollgate, "tollgate_check_decisions_total{reason=\"allowed\"}").await
     }
 
     /// An orderly stop of Tollgate.

@@ -11,8 +11,6 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, stream_access_logs_message::LogEntries};
 use futures_util::future::try_join_all;
 use prost::Message as _;
-use tokio::process::Command;
-use tollgate_local::stack::{Process, free_port, wait_for};
 
 use crate::{
     capture::{READ, RESULT, SUBMISSION},
@@ -22,6 +20,7 @@ use crate::{
     ledgers,
     section::{Measured, turns},
     served::{self, Around, count},
+    servers::Floor,
     template::{DIGITS, Log, Template},
     wire::Connection,
 };
@@ -129,25 +128,13 @@ impl Took {
     }
 }
 
-/// The floor, listening.
-async fn floor(context: &Context) -> Result<(Process, String)> {
-    let address = format!("127.0.0.1:{}", free_port()?);
-    let mut command = Command::new(context.on_server_core(&context.program("floor")?)?);
-    command.args(["--listen", &address]);
-    let floor = Process::start("floor", command, None)?;
-    let listens = wait_for("the floor to listen", Duration::from_secs(10), async || {
-        tokio::net::TcpStream::connect(&address).await.ok().map(drop)
-    });
-    listens.await.with_context(|| floor.last_lines())?;
-    Ok((floor, address))
-}
-
 async fn classified(context: &Context) -> Result<Vec<Figure>> {
     let log = log(&context.root, &[SUBMISSION, RESULT, READ])?;
     let entries = if context.quick { 3_000 } else { 120_000 };
     let tollgate = served::tollgate(context, &Around::default(), None).await?;
-    let (floor, floor_address) = floor(context).await?;
-    let (pid, floor_pid) = (tollgate.process().pid(), floor.pid());
+    let floor = Floor::start(context, &[]).await?;
+    let floor_address = floor.address.to_string();
+    let (pid, floor_pid) = (tollgate.process().pid(), floor.process.pid());
     // Warm.
     send(tollgate.grpc(), &log, 0..entries / 10).await?;
     send(&floor_address, &log, 0..entries / 10).await?;
@@ -168,7 +155,7 @@ async fn classified(context: &Context) -> Result<Vec<Figure>> {
     let unbilled = r#"tollgate_log_entries_total{kind="ignored_no_billing"}"#;
     let classified = served::metric(&tollgate, unbilled).await?;
     ensure!((classified - expected).abs() < 0.5, "only {classified} of {expected} entries were events");
-    floor.kill_hard().await?;
+    floor.process.kill_hard().await?;
     // In order, where there is time for it.
     if context.quick {
         tollgate.kill_hard().await?

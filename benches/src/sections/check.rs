@@ -55,7 +55,7 @@ struct Contender {
 /// See the module.
 pub async fn run(context: &Context) -> Result<Measured> {
     let floor = Floor::start(context, &[]).await?;
-    let served = Served::start(context, &[]).await?;
+    let served = Served::start(context).await?;
     let (_, tasks) = served.flowmesh.submit(1);
     let request = message::request(tasks.first().context("the stand-in made no task")?)?;
     let frame = message::framed(&request);

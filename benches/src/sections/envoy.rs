@@ -43,7 +43,7 @@ struct Contender {
 /// See the module.
 pub async fn run(context: &Context) -> Result<Measured> {
     let floor = Floor::start(context, &[]).await?;
-    let served = Served::start(context, &[]).await?;
+    let served = Served::start(context).await?;
     let contender = async |name, title, authorizer| {
         let (envoy, folder) = bootstrap::start(context, authorizer).await?;
         let (per_second, p50, p99) = Default::default();

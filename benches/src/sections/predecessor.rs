@@ -39,7 +39,7 @@ struct Contender {
 
 /// See the module.
 pub async fn run(context: &Context) -> Result<Measured> {
-    let served = Served::start(context, &[]).await?;
+    let served = Served::start(context).await?;
     let (envoy, _folder) = bootstrap::start(context, Authorizer::At(served.address)).await?;
     let (with, at) = app(context, &[("LUM_ID_BASE_URL", &served.lum_id.url())]).await?;
     let (without, at_without) = app(context, &[("AUTHENTICATION", "off")]).await?;

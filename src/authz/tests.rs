@@ -225,6 +225,34 @@ async fn check(authz: &Authz, request: wire::CheckRequest) -> CheckResponse {
     CheckResponse::decode(answer.parts().concat().as_slice()).expect("a message")
 }
 
+#[tokio::test]
+async fn what_is_ready_for_somebody_is_of_what_lum_id_said_last() {
+    let (server, authz) = authz().await;
+    let request = MadeUp {
+        method: "GET".into(),
+        path: "/api/v1/workflows".into(),
+        headers: vec![("authorization".into(), "Bearer good".into(), Vec::new())],
+        in_map: false,
+        body: Vec::new(),
+        extensions: Vec::new(),
+    };
+    let request = wire::CheckRequest::decode(request.request().encode_to_vec().as_slice()).expect("a message");
+    let scopes = async || match check(&authz, request.clone()).await.http_response {
+        Some(HttpResponse::OkResponse(ok)) => {
+            let mut headers = ok.headers.into_iter().filter_map(|option| option.header);
+            headers.find(|header| header.key == "x-flowmesh-scopes").map(|header| header.value)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([scopes().await, scopes().await], [None, None]);
+    let more = json!({"active": true, "sub": "user-1", "email": "a@b.example", "scopes": ["flowmesh:tasks:read"]});
+    let more = ResponseTemplate::new(200).set_body_json(more);
+    Mock::given(body_string("token=good")).respond_with(more).with_priority(1).mount(&server).await;
+    assert_eq!(scopes().await, None, "remembered");
+    assert_eq!(authz.identity.purge(&identity::Purge::All), 1);
+    assert_eq!([scopes().await, scopes().await], [Some("tasks:read".to_owned()), Some("tasks:read".to_owned())]);
+}
+
 #[test]
 fn whatever_comes_only_the_owner_of_a_good_token_gets_past_and_every_identity_header_is_settled() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");

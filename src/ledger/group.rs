@@ -179,6 +179,7 @@ fn fail<T>(told: impl Iterator<Item = oneshot::Sender<Result<T, Error>>>, error:
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+    use futures_util::FutureExt as _;
     use tokio::sync::Semaphore;
     use tokio::task::JoinSet;
 
@@ -331,6 +332,18 @@ mod tests {
         assert_eq!(stays.await.expect("no panic").expect("committed"), 3);
         assert_eq!(fixture.kept(), [1, 3]);
         fixture.group.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_close_waits_for_all_that_came() {
+        let fixture = Fixture::new();
+        let running = fixture.begin([1, 2, 3]).await;
+        let mut closing = std::pin::pin!(fixture.group.close());
+        assert!(closing.as_mut().now_or_never().is_none(), "nothing is written yet");
+        fixture.store.allowed.add_permits(100);
+        closing.await;
+        assert_eq!(fixture.kept(), [1, 2, 3]);
+        assert!(running.join_all().await.iter().all(|(_, moved)| moved.is_ok()));
     }
 
     #[tokio::test]

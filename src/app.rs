@@ -37,8 +37,8 @@ use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::ledger::books::Books;
-use crate::ledger::sqlite::{SqliteBooks, SqliteLedger};
-use crate::ledger::unrecorded::Unrecorded;
+use crate::ledger::opened::{Opened, Own};
+use crate::ledger::postgres::Replica;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{Bound, Services};
 use crate::poster::Poster;
@@ -54,6 +54,9 @@ use crate::upstream::lumid::LumId;
 use crate::upstream::runmesh::Runmesh;
 use crate::upstream::times::Times;
 use crate::upstream::{CallError, Http};
+
+/// How long a stop waits for the ledger's connections to end.
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The clients of the systems on the other side.
 pub struct Upstreams {
@@ -103,9 +106,7 @@ pub struct App {
     grpc_address: String,
     admin: TcpListener,
     admin_address: SocketAddr,
-    ledger: Option<Arc<SqliteLedger>>,
-    /// The console's, on a connection of its own.
-    books: Option<Arc<SqliteBooks>>,
+    ledger: Option<Opened>,
 }
 
 impl App {
@@ -118,13 +119,7 @@ impl App {
         let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
         // Before the socket: it keeps a second process out, which would else take the first one's socket away.
         let ledger = match config.billing {
-            Some(_) => {
-                Some(Arc::new(SqliteLedger::open(&config.ledger, Timestamp::now()).await.context("TOLLGATE_LEDGER")?))
-            }
-            None => None,
-        };
-        let books = match ledger {
-            Some(_) => Some(Arc::new(SqliteBooks::open(&config.ledger).await.context("TOLLGATE_LEDGER")?)),
+            Some(_) => Some(Opened::open(&config.ledger, Timestamp::now()).await.context("TOLLGATE_LEDGER")?),
             None => None,
         };
         let grpc = Bound::bind(&config.grpc_listen, certificates)
@@ -134,7 +129,7 @@ impl App {
             .await
             .with_context(|| format!("TOLLGATE_ADMIN_LISTEN: cannot listen on {}", config.admin_listen))?;
         let (grpc_address, admin_address) = (grpc.address()?, admin.local_addr()?);
-        Ok(Self { config, upstreams, grpc, grpc_address, admin, admin_address, ledger, books })
+        Ok(Self { config, upstreams, grpc, grpc_address, admin, admin_address, ledger })
     }
 
     /// Where Envoy reaches it: `host:port` or `unix:/path`.
@@ -167,8 +162,7 @@ impl App {
             grpc,
             admin,
             admin_address,
-            ledger,
-            books,
+            ledger: opened,
             ..
         } = self;
         times.register(&mut registry);
@@ -178,7 +172,8 @@ impl App {
         lifecycle.spawn("secrets", secrets.keep(limits.secret_refresh, stopping.stop.clone()));
 
         let last_check = LastCheck::default();
-        let console = console(&config, &metrics, &flowmesh, runmesh.as_ref(), books.as_ref(), last_check.clone());
+        let books = opened.as_ref().map(|opened| opened.books.clone());
+        let console = console(&config, &metrics, &flowmesh, runmesh.as_ref(), books, last_check.clone());
         let certificate_end = console.certificate_end.clone();
         lifecycle.spawn("history", console.history.clone().keep(stopping.stop.clone()));
 
@@ -186,17 +181,22 @@ impl App {
         let suppliers = Suppliers::new(flowmesh.clone(), limits, metrics.clone());
         lifecycle.spawn("worker directory", suppliers.clone().keep(stopping.stop.clone()));
 
-        let dyn_ledger = ledger.clone().map(|ledger| ledger as Arc<dyn Ledger>);
+        let ledger = opened.as_ref().map(|opened| opened.ledger.clone());
+        let own = opened.as_ref().map(|opened| opened.own(limits, &metrics, &mut registry));
+        let replica = own.as_ref().and_then(|own| own.replica.clone());
+        if let Some(replica) = &replica {
+            lifecycle.spawn("replica", replica.clone().keep(identity.clone(), stopping.stop.clone()));
+        }
         let requests = TaskTracker::new();
         let mut guard = None;
         let awaited = Awaited::default();
-        let unrecorded = ledger.as_ref().map(|_| Unrecorded::open(&config.ledger)).unwrap_or_default();
-        let (access_log, events) = match (runmesh, &dyn_ledger) {
-            (Some(runmesh), Some(ledger)) => {
+        let unrecorded = own.as_ref().map(|own| own.unrecorded.clone()).unwrap_or_default();
+        let (access_log, events) = match (runmesh, &ledger, own) {
+            (Some(runmesh), Some(ledger), Some(own)) => {
                 guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), limits, metrics.clone()));
                 lifecycle.spawn("gaps", unrecorded.clone().keep(ledger.clone(), stopping.stop.clone()));
-                let (suppliers, unrecorded, metrics) = (&suppliers, &unrecorded, &metrics);
-                let parts = Parts { config: &config, ledger, unrecorded, flowmesh, suppliers, metrics };
+                let (suppliers, metrics) = (&suppliers, &metrics);
+                let parts = Parts { config: &config, ledger, own, flowmesh, suppliers, metrics };
                 lifecycle.spawn("awaited e-mails", awaited.clone().keep(ledger.clone(), stopping.stop.clone()));
                 let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
                 (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
@@ -207,7 +207,7 @@ impl App {
             identity: identity.clone(),
             guard: guard.clone(),
             suppliers: suppliers.clone(),
-            ledger: dyn_ledger.clone(),
+            ledger: ledger.clone(),
             events: events.as_ref().map(mpsc::Sender::downgrade),
             awaited,
             unrecorded,
@@ -247,14 +247,15 @@ impl App {
             identity,
             guard,
             suppliers,
-            ledger: dyn_ledger,
+            ledger,
+            replica: replica.clone(),
             stopping: stopping.clone(),
             console,
         });
         lifecycle.spawn("admin", serve_admin(admin, router, stopping.stop.clone()));
 
         let result: Result<(), Failure> = lifecycle.run(limits.drain_delay, limits.shutdown_deadline).await;
-        close(ledger, books).await;
+        close(opened, replica).await;
         Ok(result?)
     }
 }
@@ -275,13 +276,13 @@ fn console(
     metrics: &Metrics,
     flowmesh: &FlowMesh,
     runmesh: Option<&Runmesh>,
-    books: Option<&Arc<SqliteBooks>>,
+    books: Option<Arc<dyn Books>>,
     last_check: LastCheck,
 ) -> Console {
     let now = Timestamp::now();
     Console {
         history: History::new(metrics, now),
-        books: books.map(|books| books.clone() as Arc<dyn Books>),
+        books,
         started: now,
         last_check,
         flowmesh: flowmesh.health(),
@@ -292,24 +293,21 @@ fn console(
     }
 }
 
-/// Folds the write-ahead log into the file; the next start would do it as well.
-async fn close(ledger: Option<Arc<SqliteLedger>>, books: Option<Arc<SqliteBooks>>) {
-    let closing = async {
-        if let Some(books) = books {
-            books.close().await;
-        }
-        if let Some(ledger) = ledger {
-            ledger.close().await;
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(5), closing).await;
+/// SQLite folds its write-ahead log into the file, which the next start would do as well; a replica tells the others.
+async fn close(ledger: Option<Opened>, replica: Option<Replica>) {
+    if let Some(replica) = replica {
+        let _ = tokio::time::timeout(CLOSED_WITHIN, replica.leave()).await;
+    }
+    if let Some(ledger) = ledger {
+        ledger.close(CLOSED_WITHIN).await;
+    }
 }
 
 /// What the billing tasks share.
 struct Parts<'a> {
     config: &'a Config,
     ledger: &'a Arc<dyn Ledger>,
-    unrecorded: &'a Unrecorded,
+    own: Own,
     flowmesh: FlowMesh,
     suppliers: &'a Suppliers,
     metrics: &'a Metrics,
@@ -320,7 +318,7 @@ fn spawn_billing(
     lifecycle: &mut Lifecycle,
     stopping: &Stopping,
     runmesh: Runmesh,
-    Parts { config, ledger, unrecorded, flowmesh, suppliers, metrics }: Parts<'_>,
+    Parts { config, ledger, own: Own { unrecorded, duty, .. }, flowmesh, suppliers, metrics }: Parts<'_>,
 ) -> mpsc::Sender<Event> {
     let news = News::default();
     let limits = &config.limits;
@@ -339,6 +337,7 @@ fn spawn_billing(
         flowmesh: flowmesh.clone(),
         circuit,
         unrecorded: unrecorded.clone(),
+        duty: duty.clone(),
         grace: config.reconcile_grace,
         started: Timestamp::now(),
         news: news.clone(),
@@ -347,6 +346,7 @@ fn spawn_billing(
     let reconciler = Reconciler {
         ledger: ledger.clone(),
         flowmesh,
+        duty: duty.clone(),
         interval: config.reconcile_interval,
         grace: config.reconcile_grace,
         news: news.clone(),
@@ -355,6 +355,7 @@ fn spawn_billing(
     let poster = Poster::new(ledger.clone(), runmesh, metrics.clone());
     let pruner = Pruner {
         ledger: ledger.clone(),
+        duty,
         retention: config.retention,
         interval: limits.prune_interval,
         metrics: metrics.clone(),
@@ -368,7 +369,7 @@ fn spawn_billing(
     let (events, queue) = mpsc::channel(limits.intake_queue);
     lifecycle.spawn(
         "intake",
-        Intake::new(ledger.clone(), queue, news, unrecorded.clone(), limits.intake_batch, metrics.clone()).run(),
+        Intake::new(ledger.clone(), queue, news, unrecorded, limits.intake_batch, metrics.clone()).run(),
     );
     events
 }

@@ -101,9 +101,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             block_on(async move { purge::run(&flags, &config).await })
         }
         Command::Ledger(command) => {
-            // Nothing but the file: no secret, no address.
-            let path = Config::ledger_path(&cli.options)?;
-            block_on(ledger::run(command, &path))
+            // Nothing but the ledger: no other secret, no address.
+            let store = Config::store(&cli.options)?;
+            block_on(async move { ledger::run(command, &store).await })
         }
         Command::Serve => block_on(serve(config(cli.options)?)),
     }

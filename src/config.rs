@@ -7,6 +7,7 @@
 mod describe;
 mod file;
 mod hosts;
+mod ledger;
 mod limits;
 mod listen;
 mod log_filter;
@@ -15,7 +16,6 @@ mod otel;
 mod secret;
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -23,6 +23,7 @@ use reqwest::Url;
 pub use describe::{Origin, Origins, Setting};
 pub use file::SettingFile;
 pub use hosts::AdminHosts;
+pub use ledger::{Postgres, Store};
 pub use limits::Limits;
 pub use listen::{Listen, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles};
 pub use log_filter::LogFilter;
@@ -126,8 +127,7 @@ pub struct Config {
     pub grpc_reflection: bool,
     pub admin_listen: SocketAddr,
     pub admin_hosts: AdminHosts,
-    /// The SQLite file.
-    pub ledger: PathBuf,
+    pub ledger: Store,
     /// How long what is over stays in the ledger.
     pub retention: Duration,
     pub forward_authorization: bool,
@@ -151,6 +151,7 @@ impl Config {
     /// The first setting that cannot be used.
     pub fn parse(options: Options) -> Result<Self, Error> {
         let mut warnings = Vec::new();
+        let ledger = Store::parse(&options, &mut warnings)?;
         let runmesh = optional_url("RUNMESH_BILLING_BASE_URL", options.runmesh_billing_base_url)?;
         let secret = secret::secret(
             "FLOWMESH_BRIDGE_SECRET",
@@ -228,7 +229,7 @@ impl Config {
             grpc_reflection: on_off("TOLLGATE_GRPC_REFLECTION", options.grpc_reflection)?,
             admin_listen,
             admin_hosts: AdminHosts::parse(options.admin_hosts)?,
-            ledger: ledger(options.ledger)?,
+            ledger,
             // A month's bill must be there when it is disputed.
             retention: days("TOLLGATE_RETENTION_DAYS", options.retention_days, 90, 32..=36_500)?,
             forward_authorization: on_off("TOLLGATE_FORWARD_AUTHORIZATION", options.forward_authorization)?,
@@ -248,12 +249,12 @@ impl Config {
         })
     }
 
-    /// The ledger's file alone, for commands that need nothing else.
+    /// The ledger's place alone, for commands that need nothing else.
     ///
     /// # Errors
-    /// When the setting cannot be used.
-    pub fn ledger_path(options: &Options) -> Result<PathBuf, Error> {
-        ledger(options.ledger.clone())
+    /// When a setting of it cannot be used.
+    pub fn store(options: &Options) -> Result<Store, Error> {
+        Store::parse(options, &mut Vec::new())
     }
 }
 
@@ -356,23 +357,6 @@ fn address(variable: &'static str, text: &str) -> Result<SocketAddr, Error> {
 fn org_id(value: Option<String>) -> Result<String, Error> {
     let org_id = given(value).unwrap_or_else(|| "lumid".to_owned());
     if is_visible_ascii(&org_id) { Ok(org_id) } else { Err(wrong("LUMID_ORG_ID", "cannot be sent in a header")) }
-}
-
-fn ledger(value: Option<String>) -> Result<PathBuf, Error> {
-    const VARIABLE: &str = "TOLLGATE_LEDGER";
-    let url = given(value).unwrap_or_else(|| "sqlite:tollgate.db".to_owned());
-    match url.split_once(':') {
-        // Of `sqlite://name` nobody could tell whether it is below the current folder or the root.
-        Some(("sqlite", path)) if !path.is_empty() && !path.starts_with("//") && !path.contains(":memory:") => {
-            Ok(PathBuf::from(path))
-        }
-        Some(("sqlite", _)) => {
-            Err(wrong(VARIABLE, "wants the path of a file, such as sqlite:tollgate.db or sqlite:/var/…"))
-        }
-        // The rest of the text may hold a password.
-        Some((scheme, _)) => Err(wrong(VARIABLE, format!("this version has no {scheme} ledger, only sqlite:PATH"))),
-        None => Err(wrong(VARIABLE, "is not of the form sqlite:PATH")),
-    }
 }
 
 /// Whether a text can be a header value as it is.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger::duty::Duty;
 use crate::ledger::{self, Ledger, Pruned};
 use crate::lifecycle::TaskError;
 use crate::telemetry::{KindLabels, Metrics};
@@ -16,6 +17,7 @@ use crate::telemetry::{KindLabels, Metrics};
 /// The pruner.
 pub struct Pruner {
     pub ledger: Arc<dyn Ledger>,
+    pub duty: Duty,
     /// How long what is over is kept.
     pub retention: Duration,
     /// Between two prunings.
@@ -35,6 +37,9 @@ impl Pruner {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(self.interval) => {}
+            }
+            if !self.duty.is_mine() {
+                continue;
             }
             let pruned = match compared_at {
                 Ok(Some(compared_at)) => tokio::select! {
@@ -182,6 +187,7 @@ mod tests {
             flowmesh: flowmesh.clone(),
             circuit: circuit.clone(),
             unrecorded: Unrecorded::default(),
+            duty: Duty::always(),
             grace: Duration::ZERO,
             started: long_ago,
             news: news.clone(),
@@ -190,12 +196,19 @@ mod tests {
         let reconciler = Reconciler {
             ledger: ledger.clone(),
             flowmesh,
+            duty: Duty::always(),
             interval: OFTEN,
             grace: OFTEN,
             news: news.clone(),
             metrics: metrics.clone(),
         };
-        let pruner = Pruner { ledger: ledger.clone(), retention: 90 * DAYS, interval: OFTEN, metrics: metrics.clone() };
+        let pruner = Pruner {
+            ledger: ledger.clone(),
+            duty: Duty::always(),
+            retention: 90 * DAYS,
+            interval: OFTEN,
+            metrics: metrics.clone(),
+        };
         let listed = async || books.workflow("wfl-1").await.expect("read");
         // As long as FlowMesh's list was not compared with it for as long, nothing goes.
         pruner.prune(long_ago, Timestamp::now()).await.expect("committed");

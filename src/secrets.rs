@@ -50,7 +50,11 @@ impl Secrets {
     /// # Errors
     /// When signals cannot be listened for.
     pub fn new(config: &Config, log: FilterInForce, reloads: Family<OutcomeLabels, Counter>) -> std::io::Result<Self> {
-        let secrets = [config.billing.as_ref().map(|billing| &billing.secret), config.flowmesh.api_key.as_ref()];
+        let secrets = [
+            config.billing.as_ref().map(|billing| &billing.secret),
+            config.flowmesh.api_key.as_ref(),
+            config.ledger.password(),
+        ];
         let secrets = secrets.into_iter().flatten().cloned().map(Kept::Secret);
         let watched = secrets.chain([Kept::Log(config.log.clone(), log)]).filter_map(Watched::new).collect();
         Ok(Self { watched, hang_up: signal(SignalKind::hangup())?, reloads })

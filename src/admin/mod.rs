@@ -26,6 +26,7 @@ use crate::config::{AdminHosts, LogFilter, Setting};
 use crate::guard::Guard;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
+use crate::ledger::postgres::Replica;
 use crate::lifecycle::Stopping;
 use crate::supplier::Suppliers;
 use crate::telemetry::Metrics;
@@ -51,6 +52,8 @@ pub struct Admin {
     pub suppliers: Suppliers,
     /// Absent without billing.
     pub ledger: Option<Arc<dyn Ledger>>,
+    /// Absent where the ledger is shared with nobody.
+    pub replica: Option<Replica>,
     pub stopping: Stopping,
     pub console: Console,
 }

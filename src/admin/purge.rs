@@ -12,23 +12,14 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde_json::json;
 
 use super::Admin;
-use crate::identity::{Purge, TokenHash};
+use crate::identity::Purge;
 
 /// What may be asked for.
 const USAGE: &str =
     r#"send application/json, one of {"token_sha256": "<64 hex digits>"}, {"principal_id": "<sub>"}, {"all": true}"#;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
-enum Body {
-    TokenSha256(String),
-    PrincipalId(String),
-    All(bool),
-}
 
 /// Forgets what lum.id said, so that the next request asks again.
 pub async fn purge(
@@ -48,17 +39,18 @@ pub async fn purge(
     if !content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
         return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, USAGE);
     }
-    let (what, told) = match serde_json::from_slice(&body) {
-        Ok(Body::TokenSha256(text)) => match text.parse::<TokenHash>() {
-            Ok(hash) => (Purge::Token(hash), format!("token {hash}")),
-            Err(_) => return refused(StatusCode::BAD_REQUEST, USAGE),
-        },
-        Ok(Body::PrincipalId(id)) => (Purge::Principal(id.clone()), format!("the tokens of {}", id.escape_debug())),
-        Ok(Body::All(true)) => (Purge::All, "every token".to_owned()),
-        Ok(Body::All(false)) | Err(_) => return refused(StatusCode::BAD_REQUEST, USAGE),
-    };
+    let Some(what) = Purge::parse(&body) else { return refused(StatusCode::BAD_REQUEST, USAGE) };
     let purged = admin.identity.purge(&what);
-    tracing::info!(purged, "cache purge of {told}: {purged} forgotten");
+    tracing::info!(purged, "cache purge of {what}: {purged} forgotten");
+    if let Some(replica) = &admin.replica
+        && let Err(error) = replica.announce(&what).await
+    {
+        tracing::error!(%error, "the other replicas could not be told of a cache purge: {error}");
+        let why = format!(
+            "{purged} forgotten here, but the other replicas could not be told ({error}): repeat it, or ask each"
+        );
+        return refused(StatusCode::SERVICE_UNAVAILABLE, &why);
+    }
     Json(json!({ "purged": purged })).into_response()
 }
 

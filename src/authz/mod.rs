@@ -222,7 +222,10 @@ impl Authz {
         let minted = format!("sub-{}", Uuid::now_v7().simple());
         let request_id: Cow<'_, str> =
             if inquiry.request_id.is_empty() { Cow::from(&minted) } else { Cow::from(&inquiry.request_id) };
-        let row = NewSubmission { submission_id: &minted, principal, request_id: &request_id, at: Timestamp::now() };
+        let at = Timestamp::now();
+        // Until it has its row, or is known to have none.
+        let _opening = self.unrecorded.opening(at);
+        let row = NewSubmission { submission_id: &minted, principal, request_id: &request_id, at };
         let committed = tokio::time::timeout(self.submission_timeout, ledger.open_submission(row)).await;
         let (outcome, submission_id) = match committed {
             Ok(Ok(id)) if id == minted => ("opened", id),

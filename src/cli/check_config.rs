@@ -5,8 +5,10 @@
 use std::process::ExitCode;
 
 use crate::app::Upstreams;
-use crate::config::Config;
-use crate::ledger::sqlite::{Found, SqliteBooks};
+use crate::config::{Config, Store};
+use crate::ledger::books::Found;
+use crate::ledger::postgres::PostgresBooks;
+use crate::ledger::sqlite::SqliteBooks;
 use crate::tls::Certificates;
 use crate::upstream::CallError;
 use crate::upstream::lumid::Introspection;
@@ -61,7 +63,11 @@ async fn ledger(config: &Config) -> Result<String, String> {
     if config.billing.is_none() {
         return Ok("not used, billing is off".to_owned());
     }
-    match SqliteBooks::look(&config.ledger).await {
+    let found = match &config.ledger {
+        Store::Sqlite(path) => SqliteBooks::look(path).await,
+        Store::Postgres(database) => PostgresBooks::look(database).await,
+    };
+    match found {
         Ok(Found::Ready) => Ok("it can be opened".to_owned()),
         Ok(Found::Older) => Ok("of an older version, which `tollgate serve` brings up to date".to_owned()),
         Ok(Found::Nothing) => Ok("there is none yet, `tollgate serve` makes it".to_owned()),

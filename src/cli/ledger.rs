@@ -1,6 +1,6 @@
 //! `tollgate ledger …`: the operator's view of the ledger, and the moves that only a person may make.
 //!
-//! It works on the file beside a `serve` that may be running, and needs no other setting. E-mail addresses are personal data
+//! It works on the ledger beside a `serve` that may be running, and needs no other setting. E-mail addresses are personal data
 //! and not needed for looking after charges: they are left out unless `--emails` asks for them.
 
 mod attribute;
@@ -13,12 +13,13 @@ mod status;
 mod text;
 
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
 
+use crate::config::Store;
 use crate::ledger::books::Books;
+use crate::ledger::postgres::PostgresBooks;
 use crate::ledger::sqlite::SqliteBooks;
 
 /// Rows read from the ledger at once.
@@ -40,23 +41,26 @@ pub enum Command {
     Export(export::Flags),
 }
 
-/// Runs a command on the ledger at `path`.
+/// Runs a command on a ledger.
 ///
 /// # Errors
 /// What the operator has to know, as one line.
-pub async fn run(command: Command, path: &Path) -> anyhow::Result<ExitCode> {
-    let sqlite = SqliteBooks::open(path).await?;
-    let (books, now): (&dyn Books, _) = (&sqlite, Timestamp::now());
+pub async fn run(command: Command, store: &Store) -> anyhow::Result<ExitCode> {
+    let books: Box<dyn Books> = match store {
+        Store::Sqlite(path) => Box::new(SqliteBooks::open(path).await?),
+        Store::Postgres(database) => Box::new(PostgresBooks::open(database).await?),
+    };
+    let (books, now) = (&*books, Timestamp::now());
     let mut out = BufWriter::new(io::stdout());
     let result = match command {
-        Command::Status(flags) => status::run(&flags, books, path, now, &mut out).await,
+        Command::Status(flags) => status::run(&flags, books, store, now, &mut out).await,
         Command::List(flags) => list::run(&flags, books, &mut out).await,
         Command::Show(flags) => show::run(&flags, books, &mut out).await,
         Command::Retry(flags) => retry::run(&flags, books, now, &mut out).await,
         Command::Attribute(flags) => attribute::run(&flags, books, now, &mut out).await,
         Command::Export(flags) => export::run(&flags, books, now, &mut out).await,
     };
-    sqlite.close().await;
+    books.close().await;
     let result = result.and_then(|()| Ok(out.flush()?));
     match result {
         // Whoever reads has seen enough.

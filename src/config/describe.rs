@@ -9,7 +9,10 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command};
 use serde::Serialize;
 
-use super::{BaseUrl, Config, LogFormat, Options, SECONDS_A_DAY, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles, given};
+use super::{
+    BaseUrl, Config, LogFormat, Options, Postgres, SECONDS_A_DAY, Store, TLS_CERT, TLS_CLIENT_CA, TLS_KEY, TlsFiles,
+    given,
+};
 
 /// What stands in a secret's place.
 const MASK: &str = "********";
@@ -104,6 +107,13 @@ impl Config {
         let tls = |file: fn(&TlsFiles) -> &PathBuf| {
             self.tls.as_ref().map(|files| file(files).display().to_string()).unwrap_or_default()
         };
+        let database = |value: fn(&Postgres) -> String| match &self.ledger {
+            Store::Sqlite(_) => String::new(),
+            Store::Postgres(database) => value(database),
+        };
+        let state_dir = |database: &Postgres| {
+            database.state_dir.as_ref().map(|folder| folder.display().to_string()).unwrap_or_default()
+        };
         let format = if self.log_format == LogFormat::Json { "json" } else { "text" };
         let values = [
             ("LUM_ID_BASE_URL", url(Some(&self.lum_id_base_url))),
@@ -122,7 +132,13 @@ impl Config {
             ("TOLLGATE_GRPC_REFLECTION", on(self.grpc_reflection)),
             ("TOLLGATE_ADMIN_LISTEN", self.admin_listen.to_string()),
             ("TOLLGATE_ADMIN_HOSTS", self.admin_hosts.to_string()),
-            ("TOLLGATE_LEDGER", format!("sqlite:{}", self.ledger.display())),
+            ("TOLLGATE_LEDGER", self.ledger.to_string()),
+            ("TOLLGATE_POSTGRES_PASSWORD", masked(self.ledger.password().is_some())),
+            ("TOLLGATE_POSTGRES_POOL", database(|database| database.pool.to_string())),
+            ("TOLLGATE_POSTGRES_CONNECT_TIMEOUT_SECS", database(|it| it.connect_timeout.as_secs().to_string())),
+            ("TOLLGATE_POSTGRES_STATEMENT_TIMEOUT_SECS", database(|it| it.statement_timeout.as_secs().to_string())),
+            ("TOLLGATE_REPLICA", database(|database| database.replica.clone())),
+            ("TOLLGATE_STATE_DIR", database(state_dir)),
             ("TOLLGATE_RETENTION_DAYS", (self.retention.as_secs() / SECONDS_A_DAY).to_string()),
             ("TOLLGATE_FORWARD_AUTHORIZATION", on(self.forward_authorization)),
             ("TOLLGATE_RECONCILE_INTERVAL_SECS", self.reconcile_interval.as_secs().to_string()),

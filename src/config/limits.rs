@@ -61,6 +61,9 @@ pub struct Limits {
     pub tls_handshakes: usize,
     /// A TLS handshake's time limit.
     pub tls_handshake_timeout: Duration,
+    /// Without a word for so long another replica is taken for dead: a database that is away, a long pause or a restart must not
+    /// look like it, for what it may have let through is then held rather than matched.
+    pub replica_lost_after: Duration,
     /// How often the files of mTLS are looked at for a change.
     pub tls_refresh: Duration,
     /// How often the files of secrets are.
@@ -102,6 +105,7 @@ impl Default for Limits {
             supplier_timeout: Duration::from_millis(300),
             supplier_lookup_timeout: Duration::from_secs(3),
             supplier_lookups_in_flight: 32,
+            replica_lost_after: Duration::from_mins(5),
             submission_timeout: Duration::from_secs(1),
             supplier_cache_entries: 10_000,
             supplier_refresh: Duration::from_secs(15),

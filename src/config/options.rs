@@ -60,9 +60,31 @@ pub struct Options {
     /// Names, separated by commas, by which that address is asked for its console, such as a reverse proxy's
     #[arg(long, global = true, env = "TOLLGATE_ADMIN_HOSTS", value_name = "NAMES")]
     pub admin_hosts: Option<String>,
-    /// The durable store: `sqlite:PATH` [default: sqlite:tollgate.db]
-    #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL")]
+    /// The durable store: `sqlite:PATH`, or `postgres://USER@HOST/DATABASE?sslmode=verify-full`, which several replicas share
+    /// [default: sqlite:tollgate.db]
+    #[arg(long, global = true, env = "TOLLGATE_LEDGER", value_name = "URL", hide_env_values = true)]
     pub ledger: Option<String>,
+    /// PostgreSQL's password, where the URL has none. Better in a file: flags can be seen in `ps`
+    #[arg(long, global = true, env = "TOLLGATE_POSTGRES_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub postgres_password: Option<String>,
+    /// File that holds PostgreSQL's password
+    #[arg(long, global = true, env = "TOLLGATE_POSTGRES_PASSWORD_FILE", value_name = "PATH")]
+    pub postgres_password_file: Option<String>,
+    /// Connections to PostgreSQL at most, 4 to 64 [default: 8]
+    #[arg(long, global = true, env = "TOLLGATE_POSTGRES_POOL", value_name = "N")]
+    pub postgres_pool: Option<String>,
+    /// Seconds to wait for a connection to PostgreSQL [default: 3]
+    #[arg(long, global = true, env = "TOLLGATE_POSTGRES_CONNECT_TIMEOUT_SECS", value_name = "SECS")]
+    pub postgres_connect_timeout_secs: Option<String>,
+    /// Seconds that PostgreSQL may work on one statement [default: 10]
+    #[arg(long, global = true, env = "TOLLGATE_POSTGRES_STATEMENT_TIMEOUT_SECS", value_name = "SECS")]
+    pub postgres_statement_timeout_secs: Option<String>,
+    /// This replica's name among those that share the ledger, the same after a restart [default: the host's name]
+    #[arg(long, global = true, env = "TOLLGATE_REPLICA", value_name = "NAME")]
+    pub replica: Option<String>,
+    /// Folder where a replica remembers, over a kill, submissions that went through while PostgreSQL was away; empty: nowhere
+    #[arg(long, global = true, env = "TOLLGATE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<String>,
     /// Days that what is over stays in the ledger, 32 at least; what is not posted stays until it is [default: 90]
     #[arg(long, global = true, env = "TOLLGATE_RETENTION_DAYS", value_name = "DAYS")]
     pub retention_days: Option<String>,

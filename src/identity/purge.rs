@@ -1,5 +1,9 @@
 //! Forgetting what lum.id said before its time, so that a revocation is immediate.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use super::{Identity, TokenHash};
 
 /// What to forget at once.
@@ -9,6 +13,48 @@ pub enum Purge {
     Token(TokenHash),
     /// Every token of this principal.
     Principal(String),
+}
+
+/// It as JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Wire {
+    TokenSha256(String),
+    PrincipalId(String),
+    All(bool),
+}
+
+impl Purge {
+    /// One of `{"token_sha256": "<64 hex digits>"}`, `{"principal_id": "<sub>"}` and `{"all": true}`.
+    #[must_use]
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        match serde_json::from_slice(json).ok()? {
+            Wire::TokenSha256(text) => text.parse().ok().map(Self::Token),
+            Wire::PrincipalId(id) => Some(Self::Principal(id)),
+            Wire::All(all) => all.then_some(Self::All),
+        }
+    }
+
+    /// What [`Self::parse`] reads.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let wire = match self {
+            Self::All => Wire::All(true),
+            Self::Token(hash) => Wire::TokenSha256(hash.to_string()),
+            Self::Principal(id) => Wire::PrincipalId(id.clone()),
+        };
+        serde_json::json!(wire).to_string()
+    }
+}
+
+impl fmt::Display for Purge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("every token"),
+            Self::Token(hash) => write!(f, "token {hash}"),
+            Self::Principal(id) => write!(f, "the tokens of {}", id.escape_debug()),
+        }
+    }
 }
 
 impl Identity {

@@ -8,6 +8,17 @@ use jiff::Timestamp;
 
 use super::{Error, OpenSubmission, money::Money};
 
+/// What is where the ledger should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A ledger of this version.
+    Ready,
+    /// One that `serve` brings up to date.
+    Older,
+    /// Nothing yet.
+    Nothing,
+}
+
 /// Where a charge is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChargeState {
@@ -301,4 +312,7 @@ pub trait Books: Send + Sync {
 
     /// Names the owner of a workflow; its unposted charges are theirs.
     async fn name_owner(&self, naming: Naming<'_>) -> Result<Named, Error>;
+
+    /// Ends all connections.
+    async fn close(&self);
 }

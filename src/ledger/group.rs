@@ -25,6 +25,21 @@ pub enum Failed {
     All(Error),
 }
 
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        match error {
+            error @ Error::Refused(_) => Self::One(error),
+            error => Self::All(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
 /// Commits moves.
 pub trait Commit: Send + Sync + 'static {
     type Move: Send + Sync + 'static;

@@ -14,12 +14,21 @@ pub mod batch;
 pub mod books;
 #[cfg(test)]
 mod contract;
+pub mod duty;
 pub mod group;
 pub mod money;
+pub mod moves;
+mod naming;
+pub mod opened;
+pub mod postgres;
+mod pruning;
+
+pub mod recording;
+pub mod records;
+pub mod settling;
 pub mod sqlite;
 pub mod unrecorded;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -31,11 +40,50 @@ use crate::principal::Principal;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// At start: the store cannot be used.
-    #[error("cannot open the ledger {path}: {reason}")]
-    Open { path: PathBuf, reason: String },
-    /// The database refused or failed.
+    #[error("cannot open the ledger {place}: {reason}")]
+    Open { place: String, reason: String },
+    /// A row breaks a rule of the schema, or cannot be a row: it never will be one.
+    #[error("ledger: a row is refused: {0}")]
+    Refused(String),
+    /// The database failed: a full disk, a lock, a network.
     #[error("ledger: {0}")]
     Database(String),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let is_of_the_row = match &error {
+            sqlx::Error::Database(database) => is_of_the_row(database.code().as_deref().unwrap_or_default()),
+            sqlx::Error::Encode(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::RowNotFound => true,
+            _ => false,
+        };
+        if is_of_the_row { Self::Refused(error.to_string()) } else { Self::Database(error.to_string()) }
+    }
+}
+
+/// Whether a code of the database's says that it is a row's fault, and nobody else's. SQLite has numbers: TOOBIG, CONSTRAINT and
+/// MISMATCH, by the low byte; PostgreSQL five characters, of which two are the class: wrong data, a broken constraint, a limit
+/// of the program's.
+fn is_of_the_row(code: &str) -> bool {
+    match code.get(..2) {
+        Some(class) if code.len() == 5 => matches!(class, "22" | "23" | "54"),
+        _ => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20)),
+    }
+}
+
+/// Milliseconds since the epoch, as the schemas keep times.
+#[must_use]
+pub fn ms(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}
+
+/// The time of so many milliseconds.
+#[must_use]
+pub fn time(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
 }
 
 /// A submission that Check is about to let through.
@@ -277,6 +325,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// Whether any gap has a part in that time.
     async fn has_gap(&self, since: Timestamp, until: Timestamp) -> Result<bool, Error>;
 
+    /// Up to when every submission that some other process let through is in the ledger. What this one let through without a
+    /// row it knows by itself.
+    async fn recorded_until(&self) -> Result<Timestamp, Error>;
+
     /// Claims workflows that are due.
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error>;
 
@@ -354,6 +406,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Counts by state. Cheap however many rows are done: those are not counted.
     async fn backlog(&self) -> Result<Backlog, Error>;
+
+    /// Waits until what came is committed, and ends all connections. Nothing may come after it.
+    async fn close(&self);
 }
 
 /// What comes after a sweep.

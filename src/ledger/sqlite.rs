@@ -29,10 +29,10 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, Row, Sqlite, Transaction};
 
-pub use books::{Found, SqliteBooks};
+pub use books::SqliteBooks;
 
-use super::Error;
 use super::group::{Bounds, Group};
+use super::{Error, ms, time};
 use moves::Writer;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -54,12 +54,6 @@ const LIFTS: [&str; 3] = [
     "UPDATE charges SET leased_until = 0 WHERE leased_until <> 0",
 ];
 
-impl From<sqlx::Error> for Error {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error.to_string())
-    }
-}
-
 /// The ledger of one process.
 #[derive(Debug)]
 pub struct SqliteLedger {
@@ -77,7 +71,7 @@ impl SqliteLedger {
     /// # Errors
     /// [`Error::Open`] when the file cannot be used: no permission, not a ledger, from a newer version, in use.
     pub async fn open(path: &Path, at: Timestamp) -> Result<Self, Error> {
-        let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
+        let fail = |reason: String| Error::Open { place: path.display().to_string(), reason };
         let lock = lock(path).map_err(&fail)?;
         // SQLite gives its other files the permissions of this one.
         private(path).map_err(|error| fail(error.to_string()))?;
@@ -126,13 +120,6 @@ impl SqliteLedger {
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         begin(&self.write).await
     }
-
-    /// Waits until every connection is closed, which also folds the WAL into the file.
-    pub async fn close(&self) {
-        self.group.close().await;
-        self.read.close().await;
-        self.write.close().await;
-    }
 }
 
 /// See [`SqliteLedger::begin`].
@@ -156,15 +143,6 @@ fn lock(path: &Path) -> Result<File, String> {
         Err(TryLockError::WouldBlock) => Err("another tollgate process uses it".to_owned()),
         Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", name.display())),
     }
-}
-
-/// Milliseconds since the epoch, as the schema keeps times.
-fn ms(at: Timestamp) -> i64 {
-    at.as_millisecond()
-}
-
-fn time(ms: i64) -> Timestamp {
-    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
 }
 
 fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {

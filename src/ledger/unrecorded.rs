@@ -6,13 +6,14 @@
 //! the beginning: it can be written when the disk is full. What it holds at the next start becomes a gap in the ledger,
 //! and workflows of that time are held rather than matched.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::Ledger;
@@ -46,39 +47,73 @@ struct State {
     span: Option<Span>,
     /// Some will never come.
     lost: bool,
+    /// When submissions were let in of which it is not known yet whether they get their row.
+    opening: BTreeMap<u64, Timestamp>,
+    opened: u64,
+}
+
+/// A submission that is about to get its row, or to go through without one.
+#[derive(Debug)]
+pub struct Opening {
+    of: Unrecorded,
+    number: u64,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.of.state().opening.remove(&self.number);
+    }
 }
 
 impl Unrecorded {
-    /// Reads what an earlier process left in the file beside the ledger at `path`, and makes it if need be.
+    /// Reads what an earlier process left in the file beside the ledger at `path`, and makes it if need be. Says whether it was
+    /// there: then what it holds is all that was missing.
     #[must_use]
-    pub fn open(path: &Path) -> Self {
+    pub fn open(path: &Path) -> (Self, bool) {
         let mut name = path.as_os_str().to_owned();
         name.push(".gap");
         let name = PathBuf::from(name);
         let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&name);
         let ready = opened.and_then(|file| {
             let mut bytes = [0; 16];
-            let left = match file.read_exact_at(&mut bytes, 0) {
-                Ok(()) => span(bytes),
-                Err(_) => None,
-            };
+            let was_there = file.read_exact_at(&mut bytes, 0).is_ok();
+            let left = if was_there { span(bytes) } else { None };
             if left.is_none() {
                 // Its place on the disk is taken now, and not when there is none.
                 file.write_all_at(&[0; 16], 0)?;
                 file.sync_all()?;
             }
-            Ok((file, left))
+            Ok((file, left, was_there))
         });
         match ready {
-            Ok((file, left)) => {
-                let state = State { pending: 0, span: left, lost: left.is_some() };
-                Self(Arc::new(Inner { state: Mutex::new(state), file: Some(Mutex::new(file)) }))
+            Ok((file, left, was_there)) => {
+                let state = State { span: left, lost: left.is_some(), ..State::default() };
+                (Self(Arc::new(Inner { state: Mutex::new(state), file: Some(Mutex::new(file)) })), was_there)
             }
             Err(error) => {
                 tracing::error!(%error, "cannot use {}: a kill while the disk is full may lose whose a workflow is", name.display());
-                Self::default()
+                (Self::default(), false)
             }
         }
+    }
+
+    /// A submission is let in. What this returns is dropped when it has its row, or is told to [`Self::begin`].
+    #[must_use]
+    pub fn opening(&self, at: Timestamp) -> Opening {
+        let mut state = self.state();
+        let number = state.opened;
+        state.opened += 1;
+        state.opening.insert(number, at);
+        Opening { of: self.clone(), number }
+    }
+
+    /// Up to when everything that was let through has its row: now, or before the first that has none.
+    #[must_use]
+    pub fn recorded_until(&self) -> Timestamp {
+        let state = self.state();
+        let missing = state.span.filter(|_| state.pending > 0 || state.lost).map(|(since, _)| since);
+        let first = state.opening.values().copied().chain(missing).min();
+        first.map_or_else(Timestamp::now, |first| first - SignedDuration::from_millis(1))
     }
 
     /// A submission goes through without a row, which follows: [`Self::recorded`] or [`Self::lost`] must be called once for it,
@@ -207,14 +242,14 @@ mod tests {
     }
 
     fn left(path: &Path) -> Option<Span> {
-        Unrecorded::open(path).state().span
+        Unrecorded::open(path).0.state().span
     }
 
     #[tokio::test]
     async fn what_is_missing_is_remembered_by_the_next_process_until_it_is_there() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("ledger.db");
-        let unrecorded = Unrecorded::open(&path);
+        let unrecorded = Unrecorded::open(&path).0;
         assert!(!unrecorded.is_uncertain());
         unrecorded.begin(at(5)).await;
         unrecorded.begin(at(2)).await;
@@ -250,8 +285,8 @@ mod tests {
         let ledger: Arc<dyn Ledger> =
             Arc::new(super::super::sqlite::SqliteLedger::open(&path, at(0)).await.expect("opens"));
         // Of a process that was killed, and of this one.
-        Unrecorded::open(&path).begin(at(2)).await;
-        let unrecorded = Unrecorded::open(&path);
+        Unrecorded::open(&path).0.begin(at(2)).await;
+        let unrecorded = Unrecorded::open(&path).0;
         unrecorded.begin(at(5)).await;
         unrecorded.lost();
         assert!(unrecorded.is_uncertain());
@@ -270,6 +305,6 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_written_is_no_reason_not_to_start() {
-        assert!(!Unrecorded::open(Path::new("/proc/no/such/ledger.db")).is_uncertain());
+        assert!(!Unrecorded::open(Path::new("/proc/no/such/ledger.db")).0.is_uncertain());
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attribution::CLOCK_SKEW;
 use crate::drive::{News, growing, jitter};
 use crate::ledger::Ledger;
+use crate::ledger::duty::Duty;
 use crate::lifecycle::TaskError;
 use crate::telemetry::{Metrics, OutcomeLabels};
 use crate::upstream::flowmesh::FlowMesh;
@@ -27,6 +28,7 @@ const REVISIT: SignedDuration = SignedDuration::from_hours(24);
 pub struct Reconciler {
     pub ledger: Arc<dyn Ledger>,
     pub flowmesh: FlowMesh,
+    pub duty: Duty,
     pub interval: Duration,
     pub grace: Duration,
     pub news: News,
@@ -38,9 +40,9 @@ impl Reconciler {
     ///
     /// # Errors
     /// Never by itself.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), TaskError> {
         let mut failures = 0;
-        loop {
+        while self.duty.wait(&stop).await {
             let started = Timestamp::now();
             let wait = match self.reconcile(started).await {
                 Ok(()) => {
@@ -60,6 +62,7 @@ impl Reconciler {
                 () = self.wait_for_overdue_submission(started), if failures == 0 => {}
             }
         }
+        Ok(())
     }
 
     /// Returns when a submission of which nothing has been heard is older than the grace, and was too young for that

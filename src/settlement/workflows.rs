@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::attribution::{self, CLOCK_SKEW, LONGEST_SUBMISSION};
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, News, Worker, growing, jitter};
+use crate::ledger::duty::Duty;
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{self, Attribution, DueWorkflow, Existence, Ledger, NextSweep, Work};
 use crate::route::is_id;
@@ -22,6 +23,8 @@ const MOST: Duration = Duration::from_mins(5);
 const TASKS_AT_ONCE: usize = 500;
 /// While the ledger does not have every submission, owners are looked for again after so long.
 const ROW_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+/// Between two looks whether it is this one's turn.
+const OFF_DUTY_PAUSE: Duration = Duration::from_secs(1);
 /// How long FlowMesh must have said that it does not know a workflow before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
@@ -36,6 +39,8 @@ pub struct Sweeper {
     pub circuit: Circuit,
     /// Submissions that the ledger does not have yet.
     pub unrecorded: Unrecorded,
+    /// Who finds owners by elimination is one among those who share a ledger.
+    pub duty: Duty,
     pub grace: Duration,
     /// When this process began to listen to the log.
     pub started: Timestamp,
@@ -48,7 +53,7 @@ impl Worker for Sweeper {
     const WORK: Work = Work::Workflows;
 
     fn allowance(&self, free: u32) -> Result<u32, Duration> {
-        self.circuit.allowance(free)
+        if self.duty.is_mine() { self.circuit.allowance(free) } else { Err(OFF_DUTY_PAUSE) }
     }
 
     async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueWorkflow>, ledger::Error> {
@@ -86,7 +91,7 @@ impl Worker for Sweeper {
                 Ok(Some(workflow)) => match self.wait_for_log(&due, &workflow, now) {
                     Some(until) => ("waiting_for_log", NextSweep::At(until), Existence::Known),
                     // Who is missing in the ledger may be the one.
-                    None if due.needs_owner && self.unrecorded.is_uncertain() => {
+                    None if due.needs_owner && self.may_be_missing(&workflow, now).await? => {
                         ("waiting_for_row", NextSweep::At(now + ROW_PAUSE), Existence::Known)
                     }
                     None if self.sweep(&due, &workflow, now).await? => {
@@ -115,6 +120,16 @@ impl Sweeper {
         let could_be_told = workflow.submitted_at.unwrap_or(due.noted_at).min(now).max(self.started);
         let until = could_be_told.checked_add(self.grace).ok()?;
         (due.is_new && now < until).then_some(until)
+    }
+
+    /// Whether somebody's submission that may have made it is still to be recorded, here or by another replica.
+    async fn may_be_missing(&self, workflow: &Workflow, now: Timestamp) -> Result<bool, ledger::Error> {
+        if self.unrecorded.is_uncertain() {
+            return Ok(true);
+        }
+        // Of a clock that runs ahead of ours no more is believed than that it is now.
+        let taken = workflow.submitted_at.unwrap_or(now).min(now);
+        Ok(self.ledger.recorded_until().await? < taken.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX))
     }
 
     /// Finds the owner if need be, and the tasks. Whether there is nothing left to ask.

@@ -1,12 +1,12 @@
 //! `tollgate ledger status`.
 
 use std::io::Write;
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::{record, text};
+use crate::config::Store;
 use crate::ledger::books::{Books, ChargeState, Tally};
 
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub struct Flags {
 pub async fn run(
     flags: &Flags,
     books: &dyn Books,
-    path: &Path,
+    store: &Store,
     now: Timestamp,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -39,7 +39,7 @@ pub async fn run(
     ];
     if flags.json {
         let mut all = json!({
-            "ledger": path.display().to_string(),
+            "ledger": place(store),
             "born_at": record::at(Some(standing.born_at)),
             "compared_at": record::at(standing.compared_at),
             "pruned_before": record::at(standing.pruned_before),
@@ -53,7 +53,7 @@ pub async fn run(
         return Ok(writeln!(out, "{all}")?);
     }
     let told = |at: Option<Timestamp>, none: &str| at.map_or_else(|| none.to_owned(), text::moment);
-    writeln!(out, "ledger {}, made {}", path.display(), text::moment(standing.born_at))?;
+    writeln!(out, "ledger {}, made {}", place(store), text::moment(standing.born_at))?;
     writeln!(
         out,
         "last compared with FlowMesh {}; pruned before {}\n",
@@ -70,4 +70,12 @@ pub async fn run(
         rows.push(row("charges", state.as_str(), tally, sum));
     }
     Ok(text::columns(&rows, &[2, 3], out)?)
+}
+
+/// The file, or the database without its password.
+fn place(store: &Store) -> String {
+    match store {
+        Store::Sqlite(path) => path.display().to_string(),
+        Store::Postgres(database) => database.to_string(),
+    }
 }

@@ -57,13 +57,13 @@ pub async fn claimed_work_belongs_to_its_claimer_until_the_lease_ends<S: Store>(
     assert_eq!(fixture.due_charges(70).await.len(), 1);
 }
 
-pub async fn a_restart_lifts_the_leases_of_the_dead_and_keeps_everything_else<S: Store>() {
+pub async fn a_kill_keeps_everything_and_the_work_of_the_dead_is_taken_over<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.workflow("wfl-1", &alice()).await;
     fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
     assert_eq!(fixture.due_charges(10).await.len(), 1);
     let fixture = Fixture { store: fixture.store.killed_and_restarted().await };
-    assert_eq!(fixture.due_charges(11).await.len(), 1);
+    assert_eq!(fixture.due_charges(10 + S::TAKEN_OVER_AFTER).await.len(), 1);
     assert_eq!(fixture.ledger().born_at().await.expect("read"), at(0));
 }
 

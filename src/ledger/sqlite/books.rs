@@ -9,39 +9,30 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, FromRow, Row};
 
-use super::{BUSY_TIMEOUT, MIGRATIONS, glance, ms, operator, optional_time, time};
+use super::{BUSY_TIMEOUT, MIGRATIONS, glance, operator, optional_time};
 use crate::ledger::books::{
-    After, Books, Charge, ChargeState, Filter, Glance, Named, Naming, Retried, Retry, Standing, Submission, Tally,
-    Task, Workflow,
+    After, Books, Charge, ChargeState, Filter, Found, Glance, Named, Naming, Retried, Retry, Standing, Submission,
+    Tally, Task, Workflow,
 };
 use crate::ledger::money::Money;
-use crate::ledger::{Error, OpenSubmission};
+use crate::ledger::records::{
+    ChargeRecord, SUBMISSIONS, SubmissionRecord, TASKS, TaskRecord, WORKFLOWS, WorkflowRecord, charges,
+};
+use crate::ledger::{Error, OpenSubmission, ms, naming, time};
 use crate::settlement::attribution::{CLOCK_SKEW, LONGEST_SUBMISSION, was_open_at};
 
 /// Costs read at once to be summed.
 const COSTS_AT_ONCE: i64 = 10_000;
 
-pub(super) const CHARGE: &str = "SELECT charges.rowid AS number, charges.*, email
-    FROM charges LEFT JOIN principals USING (principal_id)";
-pub(super) const WORKFLOW: &str = "SELECT workflows.*, email FROM workflows LEFT JOIN principals USING (principal_id)";
+/// SQLite numbers rows by itself.
+pub(super) const NUMBER: &str = "charges.rowid";
 
 /// The ledger of a `serve` that may be running.
 #[derive(Debug)]
 pub struct SqliteBooks {
     pool: SqlitePool,
-}
-
-/// What is where the ledger should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// A ledger of this version.
-    Ready,
-    /// One that `serve` brings up to date.
-    Older,
-    /// Nothing yet.
-    Nothing,
 }
 
 impl SqliteBooks {
@@ -63,7 +54,7 @@ impl SqliteBooks {
                     "it is of an older version of Tollgate (its schema lacks step {missing}): \
                      start `tollgate serve` once"
                 );
-                Err(Error::Open { path: path.to_owned(), reason })
+                Err(Error::Open { place: path.display().to_string(), reason })
             }
         }
     }
@@ -73,7 +64,7 @@ impl SqliteBooks {
     /// # Errors
     /// [`Error::Open`], in one line, when it could not.
     pub async fn look(path: &Path) -> Result<Found, Error> {
-        let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
+        let fail = |reason: String| Error::Open { place: path.display().to_string(), reason };
         if matches!(std::fs::metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound) {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return if folder.is_dir() {
@@ -91,7 +82,7 @@ impl SqliteBooks {
 
     /// Opens a ledger of this version or an older one, of which it tells the first step of the schema that is missing.
     async fn find(path: &Path, patience: Duration) -> Result<(Self, Option<i64>), Error> {
-        let fail = |reason: String| Error::Open { path: path.to_owned(), reason };
+        let fail = |reason: String| Error::Open { place: path.display().to_string(), reason };
         match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(fail("there is no such file; `tollgate serve` makes it".to_owned()));
@@ -118,19 +109,11 @@ impl SqliteBooks {
         Ok((Self { pool }, missing))
     }
 
-    /// Waits until the file is closed.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    async fn one<T>(
-        &self,
-        query: String,
-        id: &str,
-        read: fn(&SqliteRow) -> Result<T, Error>,
-    ) -> Result<Option<T>, Error> {
-        let row = sqlx::query(AssertSqlSafe(query)).bind(id).fetch_optional(&self.pool).await?;
-        row.as_ref().map(read).transpose()
+    async fn one<T>(&self, query: String, id: &str) -> Result<Option<T>, Error>
+    where
+        T: for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        Ok(sqlx::query_as(AssertSqlSafe(query)).bind(id).fetch_optional(&self.pool).await?)
     }
 }
 
@@ -216,10 +199,10 @@ impl Books for SqliteBooks {
     async fn charges(&self, filter: &Filter, below: Option<i64>, limit: u32) -> Result<Vec<Charge>, Error> {
         let Filter { states, principal_id, workflow_id, since, until } = filter;
         let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
-        let mut query = format!("{CHARGE} WHERE charges.rowid < ?1");
+        let mut query = format!("{} WHERE charges.rowid < ?1", charges(NUMBER));
         for (given, condition) in [
             (!states.is_empty(), "charges.state IN (SELECT value FROM json_each(?2))"),
-            (principal_id.is_some(), "principal_id = ?3"),
+            (principal_id.is_some(), "charges.principal_id = ?3"),
             (workflow_id.is_some(), "workflow_id = ?4"),
             (since.is_some(), "created_at >= ?5"),
             (until.is_some(), "created_at < ?6"),
@@ -229,7 +212,7 @@ impl Books for SqliteBooks {
             }
         }
         query += " ORDER BY charges.rowid DESC LIMIT ?7";
-        let rows = sqlx::query(AssertSqlSafe(query))
+        let rows: Vec<ChargeRecord> = sqlx::query_as(AssertSqlSafe(query))
             .bind(below.unwrap_or(i64::MAX))
             .bind(serde_json::json!(states).to_string())
             .bind(principal_id)
@@ -239,7 +222,7 @@ impl Books for SqliteBooks {
             .bind(limit)
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(charge).collect()
+        rows.into_iter().map(Charge::try_from).collect()
     }
 
     async fn glance(&self, rows: u32) -> Result<Glance, Error> {
@@ -254,9 +237,10 @@ impl Books for SqliteBooks {
         limit: u32,
     ) -> Result<Vec<Charge>, Error> {
         let (from, task) = after.map_or((ms(since), ""), |(at, task)| (ms(*at), task.as_str()));
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "{CHARGE} WHERE charges.state = 'posted' AND posted_at < ?2 AND (posted_at, task_id) > (?1, ?3)
-             ORDER BY posted_at, task_id LIMIT ?4"
+        let rows: Vec<ChargeRecord> = sqlx::query_as(AssertSqlSafe(format!(
+            "{} WHERE charges.state = 'posted' AND posted_at < ?2 AND (posted_at, task_id) > (?1, ?3)
+             ORDER BY posted_at, task_id LIMIT ?4",
+            charges(NUMBER)
         )))
         .bind(from)
         .bind(ms(until))
@@ -264,19 +248,19 @@ impl Books for SqliteBooks {
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(charge).collect()
+        rows.into_iter().map(Charge::try_from).collect()
     }
 
     async fn held_workflows(&self, after: &str, limit: u32) -> Result<Vec<Workflow>, Error> {
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "{WORKFLOW} WHERE attribution = 'held' AND state <> 'ignored' AND workflow_id > ?
+        let rows: Vec<WorkflowRecord> = sqlx::query_as(AssertSqlSafe(format!(
+            "{WORKFLOWS} WHERE attribution = 'held' AND state <> 'ignored' AND workflow_id > ?
              ORDER BY workflow_id LIMIT ?"
         )))
         .bind(after)
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(workflow).collect()
+        Ok(rows.into_iter().map(Workflow::from).collect())
     }
 
     async fn candidates(&self, at: Timestamp) -> Result<Vec<OpenSubmission>, Error> {
@@ -288,41 +272,45 @@ impl Books for SqliteBooks {
     }
 
     async fn charge(&self, task_id: &str) -> Result<Option<Charge>, Error> {
-        self.one(format!("{CHARGE} WHERE task_id = ?"), task_id, charge).await
+        let row: Option<ChargeRecord> = self.one(format!("{} WHERE task_id = ?", charges(NUMBER)), task_id).await?;
+        row.map(Charge::try_from).transpose()
     }
 
     async fn task(&self, task_id: &str) -> Result<Option<Task>, Error> {
-        self.one("SELECT * FROM tasks WHERE task_id = ?".to_owned(), task_id, task).await
+        Ok(self.one::<TaskRecord>(format!("{TASKS} WHERE task_id = ?"), task_id).await?.map(Task::from))
     }
 
     async fn workflow(&self, workflow_id: &str) -> Result<Option<Workflow>, Error> {
-        self.one(format!("{WORKFLOW} WHERE workflow_id = ?"), workflow_id, workflow).await
+        let row: Option<WorkflowRecord> = self.one(format!("{WORKFLOWS} WHERE workflow_id = ?"), workflow_id).await?;
+        Ok(row.map(Workflow::from))
     }
 
     async fn submission(&self, submission_id: &str) -> Result<Option<Submission>, Error> {
-        self.one("SELECT * FROM submissions WHERE submission_id = ?".to_owned(), submission_id, submission).await
+        let row: Option<SubmissionRecord> =
+            self.one(format!("{SUBMISSIONS} WHERE submission_id = ?"), submission_id).await?;
+        Ok(row.map(Submission::from))
     }
 
     async fn held_tasks(&self, after: &str, limit: u32) -> Result<Vec<Task>, Error> {
-        let rows = sqlx::query(
-            "SELECT * FROM tasks WHERE state = 'open' AND hold_reason IS NOT NULL AND task_id > ?
-             ORDER BY task_id LIMIT ?",
-        )
+        let rows: Vec<TaskRecord> = sqlx::query_as(AssertSqlSafe(format!(
+            "{TASKS} WHERE state = 'open' AND hold_reason IS NOT NULL AND task_id > ? ORDER BY task_id LIMIT ?"
+        )))
         .bind(after)
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(task).collect()
+        Ok(rows.into_iter().map(Task::from).collect())
     }
 
     async fn tasks(&self, workflow_id: &str, after: &str, limit: u32) -> Result<Vec<Task>, Error> {
-        let rows = sqlx::query("SELECT * FROM tasks WHERE workflow_id = ? AND task_id > ? ORDER BY task_id LIMIT ?")
+        let query = format!("{TASKS} WHERE workflow_id = ? AND task_id > ? ORDER BY task_id LIMIT ?");
+        let rows: Vec<TaskRecord> = sqlx::query_as(AssertSqlSafe(query))
             .bind(workflow_id)
             .bind(after)
             .bind(limit)
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(task).collect()
+        Ok(rows.into_iter().map(Task::from).collect())
     }
 
     async fn retry(&self, which: Retry<'_>, after: i64, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error> {
@@ -334,80 +322,13 @@ impl Books for SqliteBooks {
 
     async fn name_owner(&self, naming: Naming<'_>) -> Result<Named, Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let named = operator::name_owner(&mut tx, naming).await?;
+        let named = naming::name_owner(&mut *tx, naming).await?;
         // What is refused has changed nothing.
         tx.commit().await?;
         Ok(named)
     }
-}
 
-pub(super) fn charge(row: &SqliteRow) -> Result<Charge, Error> {
-    Ok(Charge {
-        number: row.try_get("number")?,
-        task_id: row.try_get("task_id")?,
-        workflow_id: row.try_get("workflow_id")?,
-        principal_id: row.try_get("principal_id")?,
-        email: row.try_get("email")?,
-        supplier_id: row.try_get("supplier_id")?,
-        cost: row.try_get("cost")?,
-        duration_sec: row.try_get("duration_sec")?,
-        cost_per_hour: row.try_get("cost_per_hour")?,
-        task_status: row.try_get("task_status")?,
-        assigned_worker: row.try_get("assigned_worker")?,
-        started_at: row.try_get("started_at")?,
-        finished_at: row.try_get("finished_at")?,
-        state: state(row.try_get("state")?)?,
-        hold_reason: row.try_get("hold_reason")?,
-        attempts: row.try_get("attempts")?,
-        post_at: time(row.try_get("post_at")?),
-        leased_until: time(row.try_get("leased_until")?),
-        last_error: row.try_get("last_error")?,
-        created_at: time(row.try_get("created_at")?),
-        posted_at: optional_time(row, "posted_at")?,
-    })
-}
-
-/// A state of the schema's.
-pub fn state(name: &str) -> Result<ChargeState, Error> {
-    ChargeState::parse(name).ok_or_else(|| Error::Database(format!("a charge has the unknown state {name:?}")))
-}
-
-pub(super) fn workflow(row: &SqliteRow) -> Result<Workflow, Error> {
-    Ok(Workflow {
-        workflow_id: row.try_get("workflow_id")?,
-        principal_id: row.try_get("principal_id")?,
-        email: row.try_get("email")?,
-        submission_id: row.try_get("submission_id")?,
-        attribution: row.try_get("attribution")?,
-        hold_reason: row.try_get("hold_reason")?,
-        state: row.try_get("state")?,
-        submitted_at: optional_time(row, "submitted_at")?,
-        noted_at: time(row.try_get("noted_at")?),
-    })
-}
-
-pub(super) fn task(row: &SqliteRow) -> Result<Task, Error> {
-    let asked_at: i64 = row.try_get("asked_at")?;
-    Ok(Task {
-        task_id: row.try_get("task_id")?,
-        workflow_id: row.try_get("workflow_id")?,
-        state: row.try_get("state")?,
-        outcome: row.try_get("outcome")?,
-        attempts: row.try_get("attempts")?,
-        asked_at: (asked_at > 0).then(|| time(asked_at)),
-        settle_at: optional_time(row, "settle_at")?,
-        unknown_since: optional_time(row, "unknown_since")?,
-        hold_reason: row.try_get("hold_reason")?,
-    })
-}
-
-fn submission(row: &SqliteRow) -> Result<Submission, Error> {
-    Ok(Submission {
-        submission_id: row.try_get("submission_id")?,
-        principal_id: row.try_get("principal_id")?,
-        request_id: row.try_get("request_id")?,
-        opened_at: time(row.try_get("opened_at")?),
-        ended_at: optional_time(row, "ended_at")?,
-        state: row.try_get("state")?,
-    })
+    async fn close(&self) {
+        self.pool.close().await;
+    }
 }

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Executor, Sqlite};
 
-use super::{ms, until};
-use crate::ledger::{Pick, Work};
+use super::until;
+use crate::ledger::{Pick, Work, ms};
 
 /// The statement that claims due work, of `?1` the time, `?2` the end of the lease and `?3` how much, which is returned
 /// beside it.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::Row;
 
-use super::moves::{Move, Moved};
-use super::{SqliteLedger, charges, due, events, ms, optional_time, retention, submissions, time, work};
+use super::{SqliteLedger, charges, due, optional_time, submissions, work};
 use crate::access_log::event::Event;
+use crate::ledger::moves::{self, Move, Moved};
+use crate::ledger::records::{BACKLOG, Counts};
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
-    OpenSubmission, Pick, Pruned, Reported, Settled, Settlement, Work,
+    OpenSubmission, Pick, Pruned, Reported, Settled, Settlement, Work, ms, pruning, recording, time,
 };
 
 /// How many workflows of a list are looked up, and noted, at once.
@@ -28,22 +29,16 @@ impl Ledger for SqliteLedger {
     }
 
     async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        let NewSubmission { submission_id, principal, request_id, at } = submission;
-        let this = Move::Open {
-            submission_id: submission_id.to_owned(),
-            principal: principal.clone(),
-            request_id: request_id.to_owned(),
-            at,
-        };
+        let this = Move::from(&submission);
         match self.group.commit(this).await? {
             Moved::Opened(id) => Ok(id),
-            Moved::Done | Moved::Settled(_) => Ok(submission_id.to_owned()),
+            Moved::Done | Moved::Settled(_) => Ok(submission.submission_id.to_owned()),
         }
     }
 
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {
         let mut tx = self.begin().await?;
-        let charges = events::record(&mut tx, events, at).await?;
+        let charges = recording::record(&mut *tx, events, at).await?;
         tx.commit().await?;
         Ok(charges)
     }
@@ -112,6 +107,11 @@ impl Ledger for SqliteLedger {
         Ok(sqlx::query_scalar(overlaps).bind(ms(since)).bind(ms(until)).fetch_one(&self.read).await?)
     }
 
+    async fn recorded_until(&self) -> Result<Timestamp, Error> {
+        // There is one process, which knows what it has not recorded.
+        Ok(Timestamp::MAX)
+    }
+
     async fn claim_workflows(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueWorkflow>, Error> {
         let rows = due::claimed(&self.write, (Work::Workflows, pick), at, lease).await?;
         rows.iter()
@@ -142,7 +142,7 @@ impl Ledger for SqliteLedger {
         at: Timestamp,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        work::attribute(&mut tx, workflow_id, attribution, submitted_at, at).await?;
+        moves::attribute(&mut *tx, workflow_id, attribution, submitted_at, at).await?;
         Ok(tx.commit().await?)
     }
 
@@ -207,13 +207,7 @@ impl Ledger for SqliteLedger {
         settlement: &Settlement,
         at: Timestamp,
     ) -> Result<Settled, Error> {
-        let this = Move::Settle {
-            task_id: task_id.to_owned(),
-            workflow_id: workflow_id.map(str::to_owned),
-            settlement: settlement.clone(),
-            at,
-        };
-        match self.group.commit(this).await? {
+        match self.group.commit(Move::settle(task_id, workflow_id, settlement, at)).await? {
             Moved::Settled(settled) => Ok(settled),
             Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
         }
@@ -251,10 +245,18 @@ impl Ledger for SqliteLedger {
     }
 
     async fn prune(&self, before: Timestamp, at: Timestamp) -> Result<Option<Pruned>, Error> {
-        Ok(retention::prune(self, before, at).await?)
+        pruning::prune(self, before, at).await
     }
 
     async fn backlog(&self) -> Result<Backlog, Error> {
-        charges::backlog(&self.read).await.map_err(Error::from)
+        let counts: Counts = sqlx::query_as(BACKLOG).fetch_one(&self.read).await?;
+        Ok(counts.into())
+    }
+
+    /// Waits until every connection is closed, which also folds the WAL into the file.
+    async fn close(&self) {
+        self.group.close().await;
+        self.read.close().await;
+        self.write.close().await;
     }
 }

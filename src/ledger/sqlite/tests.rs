@@ -9,9 +9,9 @@ use super::*;
 use crate::access_log::Intake;
 use crate::access_log::event::Event;
 use crate::drive::News;
-use crate::ledger::books::Books;
+use crate::ledger::books::{Books, Found};
 use crate::ledger::contract::{Fixture, Store, alice, at, charged, suite};
-use crate::ledger::sqlite::charges::BACKLOG;
+use crate::ledger::records::BACKLOG;
 use crate::ledger::unrecorded::Unrecorded;
 use crate::ledger::{Ledger, NewSubmission};
 use crate::telemetry::Metrics;
@@ -42,6 +42,12 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
+    const TAKEN_OVER_AFTER: i64 = 0;
+
+    fn is_there() -> bool {
+        true
+    }
+
     async fn fresh() -> Self {
         Self::open_in(tempfile::tempdir().expect("temp dir")).await
     }
@@ -158,7 +164,7 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
 #[tokio::test]
 async fn no_query_of_the_console_sorts_or_reads_a_whole_table() {
     let fixture = Fixture::<SqliteStore>::new().await;
-    for (name, query) in glance::queries() {
+    for (n, query) in glance::queries().into_iter().enumerate() {
         let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}")))
             .bind(20)
             .fetch_all(&fixture.store.ledger.read)
@@ -167,7 +173,7 @@ async fn no_query_of_the_console_sorts_or_reads_a_whole_table() {
         let sorts = plan.iter().any(|(.., step)| step.contains("TEMP B-TREE"));
         // The latest charges are the end of the table itself, which is in their order.
         let reads_all = plan.iter().any(|(.., step)| step.starts_with("SCAN") && !step.contains(" USING INDEX "));
-        assert!(!sorts && (!reads_all || name == "latest"), "{name}: {plan:?}");
+        assert!(!sorts && (!reads_all || n == 0), "{n}: {plan:?}");
     }
 }
 

@@ -1,0 +1,224 @@
+//! What settling, sweeping, posting and Check bring, committed in groups, whatever the database.
+//!
+//! One by one each was a transaction with an fsync of its own, and 430 charges were posted a second. As many as wait for the
+//! writer are one transaction now, in a number of statements that does not grow with them but for submissions.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::recording::{LogTables, REPEATED_WITHIN, see_principals};
+use super::settling::{self, Settling};
+use super::{Attribution, Existence, NewSubmission, NextSweep, Settled, Settlement, ms};
+use crate::principal::Principal;
+
+/// One of them.
+#[derive(Debug)]
+pub enum Move {
+    Open { submission_id: String, principal: Principal, request_id: String, at: Timestamp },
+    Settle { task_id: String, workflow_id: Option<String>, settlement: Settlement, at: Timestamp },
+    Unsettled { task_id: String, heard: i64, again: Option<Timestamp>, existence: Existence, at: Timestamp },
+    Swept { workflow_id: String, heard: i64, next: NextSweep, existence: Existence, at: Timestamp },
+    Posted { task_id: String, at: Timestamp },
+    PostFailed { task_id: String, error: String, again: Timestamp, at: Timestamp },
+    PostRejected { task_id: String, answer: String },
+}
+
+impl From<&NewSubmission<'_>> for Move {
+    fn from(submission: &NewSubmission<'_>) -> Self {
+        Self::Open {
+            submission_id: submission.submission_id.to_owned(),
+            principal: submission.principal.clone(),
+            request_id: submission.request_id.to_owned(),
+            at: submission.at,
+        }
+    }
+}
+
+impl Move {
+    /// A task is over.
+    #[must_use]
+    pub fn settle(task_id: &str, workflow_id: Option<&str>, settlement: &Settlement, at: Timestamp) -> Self {
+        Self::Settle {
+            task_id: task_id.to_owned(),
+            workflow_id: workflow_id.map(str::to_owned),
+            settlement: settlement.clone(),
+            at,
+        }
+    }
+}
+
+/// What came of one.
+#[derive(Debug)]
+pub enum Moved {
+    Done,
+    /// Under which id the submission stands.
+    Opened(String),
+    Settled(Settled),
+}
+
+/// A question after a task that is not over: the task, when to ask again, now, what was heard of it by then, and whether
+/// FlowMesh knows it.
+pub type UnsettledRow<'a> = (&'a str, Option<i64>, i64, i64, &'static str);
+
+/// A sweep: the workflow, its state from now on, when to sweep again, now, what was heard of it by then, and whether FlowMesh
+/// knows it.
+pub type SweptRow<'a> = (&'a str, &'static str, Option<i64>, i64, i64, &'static str);
+
+/// The statements by which a database takes these: one each but for [`MoveTables::insert_submission`], for any number of rows.
+/// Times are ms since the epoch.
+pub trait MoveTables: LogTables {
+    /// Inserts a submission under a request id, of which an open one from `repeat_since` on is a repeat. The id under which
+    /// it stands; `None` when that request id is used up.
+    fn insert_submission(
+        &mut self,
+        submission: &NewSubmission<'_>,
+        request_id: &str,
+        repeat_since: i64,
+    ) -> impl Future<Output = Result<Option<String>, sqlx::Error>> + Send;
+
+    /// News that came since the question are acted on at once.
+    fn unsettled(&mut self, rows: &[UnsettledRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Likewise.
+    fn swept(&mut self, rows: &[SweptRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Runmesh has them: each with when it was told so.
+    fn posted(&mut self, rows: &[(&str, i64)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// It did not work: each with why, and when it is to be tried again. Returns their workflows.
+    fn post_failed(
+        &mut self,
+        rows: &[(&str, &str, i64)],
+    ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
+
+    /// Runmesh refused them for good: each with its answer.
+    fn post_rejected(&mut self, rows: &[(&str, &str)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Says when FlowMesh took a workflow, unless that is known.
+    fn date_workflow(
+        &mut self,
+        workflow_id: &str,
+        submitted_at: i64,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// A workflow of which nothing is known is not ours. It is not swept any more, so nobody else lifts its lease.
+    fn ignore_workflow(&mut self, workflow_id: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// A workflow whose owner is not known is held.
+    fn hold_workflow(
+        &mut self,
+        workflow_id: &str,
+        reason: &str,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Gives such a workflow to a principal whose submission is still open. Whether it did.
+    fn match_workflow(
+        &mut self,
+        workflow_id: &str,
+        principal_id: &str,
+        submission_id: &str,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+}
+
+/// Inserts a submission and returns the id under which it stands.
+async fn open<T: MoveTables>(to: &mut T, submission: NewSubmission<'_>) -> Result<String, sqlx::Error> {
+    let NewSubmission { submission_id, principal, request_id, at } = submission;
+    let seen = [(principal.id.as_str(), (principal.email.as_deref(), ms(at)))].into();
+    see_principals(to, &seen, at).await?;
+    // An id that is used up cannot stand for another submission: that one goes by its own.
+    for key in [request_id, submission_id] {
+        if let Some(id) = to.insert_submission(&submission, key, ms(at - REPEATED_WITHIN)).await? {
+            return Ok(id);
+        }
+    }
+    Err(sqlx::Error::RowNotFound)
+}
+
+/// Applies moves, kind by kind: those that wait at the same time are of different things, each of which somebody holds by a
+/// lease.
+pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Moved>, sqlx::Error> {
+    let mut outcomes = Vec::with_capacity(moves.len());
+    let (mut settling, mut unsettled, mut swept) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut posted, mut post_failed, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+    let mut last = Timestamp::MIN;
+    for (n, this) in moves.iter().enumerate() {
+        outcomes.push(Moved::Done);
+        match this {
+            Move::Open { submission_id, principal, request_id, at } => {
+                let row = NewSubmission { submission_id, principal, request_id, at: *at };
+                outcomes[n] = Moved::Opened(open(to, row).await?);
+            }
+            Move::Settle { task_id, workflow_id, settlement, at } => {
+                settling.push((n, Settling { task_id, workflow_id: workflow_id.as_deref(), settlement, at: *at }));
+            }
+            Move::Unsettled { task_id, heard, again, existence, at } => {
+                unsettled.push((task_id.as_str(), again.map(ms), ms(*at), *heard, existence.as_str()));
+            }
+            Move::Swept { workflow_id, heard, next, existence, at } => {
+                let (state, sweep_at) = match next {
+                    NextSweep::At(at) => ("open", Some(ms(*at))),
+                    NextSweep::Settled => ("settled", None),
+                    NextSweep::Gone => ("gone", None),
+                };
+                swept.push((workflow_id.as_str(), state, sweep_at, ms(*at), *heard, existence.as_str()));
+            }
+            Move::Posted { task_id, at } => posted.push((task_id.as_str(), ms(*at))),
+            Move::PostFailed { task_id, error, again, at } => {
+                post_failed.push((task_id.as_str(), error.as_str(), ms(*again)));
+                last = last.max(*at);
+            }
+            Move::PostRejected { task_id, answer } => rejected.push((task_id.as_str(), answer.as_str())),
+        }
+    }
+    if !settling.is_empty() {
+        let items: Vec<Settling<'_>> = settling.iter().map(|(_, item)| *item).collect();
+        for ((n, _), settled) in settling.iter().zip(settling::settle(to, &items).await?) {
+            outcomes[*n] = Moved::Settled(settled);
+        }
+    }
+    if !unsettled.is_empty() {
+        to.unsettled(&unsettled).await?;
+    }
+    if !swept.is_empty() {
+        to.swept(&swept).await?;
+    }
+    if !posted.is_empty() {
+        to.posted(&posted).await?;
+    }
+    if !post_failed.is_empty() {
+        // Their owners may have been corrected while they were being posted.
+        let workflows = to.post_failed(&post_failed).await?;
+        let workflows: BTreeSet<&str> = workflows.iter().flatten().map(String::as_str).collect();
+        to.release(&Vec::from_iter(workflows), ms(last)).await?;
+    }
+    if !rejected.is_empty() {
+        to.post_rejected(&rejected).await?;
+    }
+    Ok(outcomes)
+}
+
+/// Records whose a workflow is, unless that is known already.
+pub async fn attribute<T: MoveTables>(
+    to: &mut T,
+    workflow_id: &str,
+    attribution: &Attribution,
+    submitted_at: Option<Timestamp>,
+    at: Timestamp,
+) -> Result<(), sqlx::Error> {
+    if let Some(submitted_at) = submitted_at {
+        to.date_workflow(workflow_id, ms(submitted_at)).await?;
+    }
+    match attribution {
+        Attribution::Ignored => to.ignore_workflow(workflow_id).await,
+        Attribution::Held { reason } => to.hold_workflow(workflow_id, reason).await,
+        Attribution::Matched { submission_id, principal_id } => {
+            // Else the log was faster, or another workflow took the submission: the next sweep looks again.
+            if to.match_workflow(workflow_id, principal_id, submission_id).await? {
+                to.resolve_submissions(&[(submission_id, workflow_id, ms(at))]).await?;
+                to.release(&[workflow_id], ms(at)).await?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What settling, sweeping, posting and Check bring, in PostgreSQL's words.
+
+use sqlx::postgres::PgConnection;
+
+use super::events::statement;
+use super::text::{Text, stored};
+use super::{Store, optional_text};
+use crate::ledger::group::{Commit, Failed};
+use crate::ledger::moves::{self, Move, MoveTables, Moved, SweptRow, UnsettledRow};
+use crate::ledger::{Error, NewSubmission, ms};
+
+/// Whoever writes moves.
+#[derive(Debug, Clone)]
+pub struct Writer(pub Store);
+
+impl Commit for Writer {
+    type Move = Move;
+    type Moved = Moved;
+
+    async fn commit(&self, moves: &[Move]) -> Result<Vec<Moved>, Failed> {
+        let committing = async {
+            let mut writing = self.0.write().await?;
+            let outcomes = moves::apply(writing.tx(), moves).await?;
+            writing.commit().await?;
+            Ok::<_, Error>(outcomes)
+        };
+        self.0.pool.bounded(committing).await.map_err(Failed::from)
+    }
+}
+
+impl MoveTables for PgConnection {
+    async fn insert_submission(
+        &mut self,
+        submission: &NewSubmission<'_>,
+        request_id: &str,
+        repeat_since: i64,
+    ) -> Result<Option<String>, sqlx::Error> {
+        // The no-op update makes RETURNING answer with the older row when this is a repeat.
+        let id: Option<Text> = sqlx::query_scalar(
+            "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state)
+             VALUES ($1, $2, $3, $4, 'open')
+             ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
+             WHERE submissions.state = 'open' AND submissions.opened_at >= $5
+             RETURNING submission_id",
+        )
+        .bind(stored(submission.submission_id))
+        .bind(stored(&submission.principal.id))
+        .bind(stored(request_id))
+        .bind(ms(submission.at))
+        .bind(repeat_since)
+        .fetch_optional(self)
+        .await?;
+        Ok(id.map(|id| id.0))
+    }
+
+    async fn unsettled(&mut self, rows: &[UnsettledRow<'_>]) -> Result<(), sqlx::Error> {
+        let update = statement(
+            "UPDATE tasks SET leased_until = 0, attempts = attempts + 1, asked_at = said.at,
+                 settle_at = CASE WHEN heard = said.heard_then THEN said.again ELSE LEAST(settle_at, said.at) END,
+                 unknown_since = CASE said.existence WHEN 'known' THEN NULL
+                                                     WHEN 'unknown' THEN COALESCE(unknown_since, said.at)
+                                                     ELSE unknown_since END
+             FROM (SELECT value ->> 0 AS id, (value ->> 1)::bigint AS again, (value ->> 2)::bigint AS at,
+                       (value ->> 3)::bigint AS heard_then, value ->> 4 AS existence
+                   FROM jsonb_array_elements($1::text::jsonb) AS told(value)) AS said
+             WHERE task_id = said.id AND state = 'open'",
+            rows,
+        )?;
+        update.execute(self).await?;
+        Ok(())
+    }
+
+    async fn swept(&mut self, rows: &[SweptRow<'_>]) -> Result<(), sqlx::Error> {
+        let update = statement(
+            "UPDATE workflows SET leased_until = 0, asked_at = said.at,
+                 sweeps = CASE WHEN heard = said.heard_then THEN sweeps + 1 ELSE sweeps END,
+                 state = CASE WHEN heard = said.heard_then THEN said.state_now ELSE 'open' END,
+                 sweep_at = CASE WHEN heard = said.heard_then THEN COALESCE(said.again, sweep_at)
+                                 ELSE LEAST(sweep_at, said.at) END,
+                 unknown_since = CASE said.existence WHEN 'known' THEN NULL
+                                                     WHEN 'unknown' THEN COALESCE(unknown_since, said.at)
+                                                     ELSE unknown_since END
+             FROM (SELECT value ->> 0 AS id, value ->> 1 AS state_now, (value ->> 2)::bigint AS again,
+                       (value ->> 3)::bigint AS at, (value ->> 4)::bigint AS heard_then, value ->> 5 AS existence
+                   FROM jsonb_array_elements($1::text::jsonb) AS told(value)) AS said
+             WHERE workflow_id = said.id AND state = 'open'",
+            rows,
+        )?;
+        update.execute(self).await?;
+        Ok(())
+    }
+
+    async fn posted(&mut self, rows: &[(&str, i64)]) -> Result<(), sqlx::Error> {
+        let update = statement(
+            "UPDATE charges SET state = 'posted', posted_at = (value ->> 1)::bigint, attempts = attempts + 1,
+                 leased_until = 0, last_error = NULL
+             FROM jsonb_array_elements($1::text::jsonb) AS told(value)
+             WHERE task_id = value ->> 0 AND state = 'pending'",
+            rows,
+        )?;
+        update.execute(self).await?;
+        Ok(())
+    }
+
+    async fn post_failed(&mut self, rows: &[(&str, &str, i64)]) -> Result<Vec<Option<String>>, sqlx::Error> {
+        let update = statement(
+            "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = value ->> 1,
+                 post_at = (value ->> 2)::bigint
+             FROM jsonb_array_elements($1::text::jsonb) AS told(value)
+             WHERE task_id = value ->> 0 AND state = 'pending' RETURNING workflow_id",
+            rows,
+        )?;
+        update.fetch_all(self).await?.iter().map(|row| optional_text(row, "workflow_id")).collect()
+    }
+
+    async fn post_rejected(&mut self, rows: &[(&str, &str)]) -> Result<(), sqlx::Error> {
+        let update = statement(
+            "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = value ->> 1
+             FROM jsonb_array_elements($1::text::jsonb) AS told(value)
+             WHERE task_id = value ->> 0 AND state = 'pending'",
+            rows,
+        )?;
+        update.execute(self).await?;
+        Ok(())
+    }
+
+    async fn date_workflow(&mut self, workflow_id: &str, submitted_at: i64) -> Result<(), sqlx::Error> {
+        sqlx::query("UPDATE workflows SET submitted_at = $2 WHERE workflow_id = $1 AND submitted_at IS NULL")
+            .bind(stored(workflow_id))
+            .bind(submitted_at)
+            .execute(self)
+            .await?;
+        Ok(())
+    }
+
+    async fn ignore_workflow(&mut self, workflow_id: &str) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "UPDATE workflows SET state = 'ignored', leased_until = 0 WHERE workflow_id = $1 AND attribution IS NULL",
+        )
+        .bind(stored(workflow_id))
+        .execute(self)
+        .await?;
+        Ok(())
+    }
+
+    async fn hold_workflow(&mut self, workflow_id: &str, reason: &str) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "UPDATE workflows SET attribution = 'held', hold_reason = $2
+             WHERE workflow_id = $1 AND (attribution IS NULL OR attribution = 'held')",
+        )
+        .bind(stored(workflow_id))
+        .bind(stored(reason))
+        .execute(self)
+        .await?;
+        Ok(())
+    }
+
+    async fn match_workflow(
+        &mut self,
+        workflow_id: &str,
+        principal_id: &str,
+        submission_id: &str,
+    ) -> Result<bool, sqlx::Error> {
+        let matched = sqlx::query(
+            "UPDATE workflows SET attribution = 'matched', hold_reason = NULL, principal_id = $2, submission_id = $3
+             WHERE workflow_id = $1 AND (attribution IS NULL OR attribution = 'held')
+               AND EXISTS (SELECT 1 FROM submissions WHERE submission_id = $3 AND state = 'open')",
+        )
+        .bind(stored(workflow_id))
+        .bind(stored(principal_id))
+        .bind(stored(submission_id))
+        .execute(self)
+        .await?;
+        Ok(matched.rows_affected() == 1)
+    }
+}

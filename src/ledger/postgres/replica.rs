@@ -1,0 +1,417 @@
+//! One of several Tollgates that share a ledger.
+//!
+//! Each says every second that it is there, and up to when all submissions that it let through have their row: whoever finds
+//! an owner by elimination must know of everybody. One whose word has not come for long, as told by the clock of who
+//! waits for it and only while that one reaches the database itself, leaves a gap. One that comes back after a kill leaves one
+//! too, unless it kept a file of what was missing.
+//!
+//! With the same word it asks for the duty: what one of them does for all.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::postgres::{PgListener, PgPoolOptions, PgRow};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::text::stored;
+use super::{Figures, Store, Writing, text, work};
+use crate::config;
+use crate::identity::{Identity, Purge};
+use crate::ledger::duty::Duty;
+use crate::ledger::unrecorded::Unrecorded;
+use crate::ledger::{Error, ms, time};
+use crate::lifecycle::TaskError;
+use crate::telemetry::{KindLabels, Metrics, Sparing};
+
+/// Between two words.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How long the duty is somebody's by the database's clock, and by their own, counted from when they asked for it: they stop
+/// before another one begins.
+const DUTY_HELD: &str = "15 seconds";
+const DUTY_TRUSTED: Duration = Duration::from_secs(10);
+/// Before the listener is made anew, when the database does not let it listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
+/// Connections beside the ledger's pool: for the word, and for who is told of a purge. The listener has one more.
+const CONNECTIONS: u32 = 2;
+/// Purges read at once.
+const PURGES_AT_ONCE: i64 = 1000;
+/// Told apart from the database's clock by more than this, leases and matches are in doubt.
+const CLOCKS_APART: Duration = Duration::from_secs(5);
+/// How long a purge is kept for those that missed it.
+const PURGE_KEPT: &str = "1 day";
+const CHANNEL: &str = "tollgate_purges";
+
+/// Of words that could not be said: while the database is away it is each.
+static NOT_SAID: Sparing = Sparing::of_work();
+
+/// This replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    /// `TOLLGATE_REPLICA`.
+    configured: String,
+    /// This start of it.
+    incarnation: String,
+    unrecorded: Unrecorded,
+    /// Whether it knows what an earlier start of it had not recorded.
+    remembers: bool,
+    lost_after: Duration,
+    duty: watch::Sender<Option<Instant>>,
+    /// What it said last.
+    said: Mutex<Said>,
+    woken: Notify,
+    figures: Figures,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Said {
+    /// Under which name the others know it.
+    name: Option<String>,
+    /// The last purge that it has seen.
+    purge: Option<i64>,
+    /// The others by incarnation: how often they were heard of, and since when not any more.
+    others: HashMap<String, (i64, Instant)>,
+    clock_warned: bool,
+}
+
+impl Replica {
+    /// A replica on connections of its own. `remembers` says that `unrecorded` has what an earlier start of it left.
+    #[must_use]
+    pub fn new(
+        database: &config::Postgres,
+        (unrecorded, remembers): (Unrecorded, bool),
+        lost_after: Duration,
+        (figures, metrics): (Figures, Metrics),
+    ) -> Self {
+        let store = Store::new(database, CONNECTIONS, Timestamp::now());
+        Self(Arc::new(Inner {
+            store,
+            configured: database.replica.clone(),
+            incarnation: Uuid::now_v7().simple().to_string(),
+            unrecorded,
+            remembers,
+            lost_after,
+            duty: watch::Sender::new(None),
+            said: Mutex::default(),
+            woken: Notify::new(),
+            figures,
+            metrics,
+        }))
+    }
+
+    /// Whether it is this one that does what one does for all.
+    #[must_use]
+    pub fn duty(&self) -> Duty {
+        Duty::told(self.0.duty.subscribe())
+    }
+
+    /// Says every second that it is there, takes and holds the duty, and forgets what others say is to be forgotten, until the
+    /// stop.
+    ///
+    /// # Errors
+    /// Never by itself.
+    pub async fn keep(self, identity: Identity, stop: CancellationToken) -> Result<(), TaskError> {
+        let listening = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.listen() => {}
+            }
+        };
+        let beating = async {
+            while !stop.is_cancelled() {
+                self.beat(&identity).await;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = self.0.woken.notified() => {}
+                    () = tokio::time::sleep(BEAT_EVERY) => {}
+                }
+            }
+        };
+        tokio::join!(listening, beating);
+        self.0.duty.send_replace(None);
+        Ok(())
+    }
+
+    /// Tells the others what is to be forgotten.
+    ///
+    /// # Errors
+    /// When they could not be told.
+    pub async fn announce(&self, purge: &Purge) -> Result<(), Error> {
+        let store = &self.0.store;
+        let telling = async {
+            // Under the writer's lock, so that the numbers become visible in their order.
+            let mut writing = store.write().await?;
+            sqlx::query(
+                "WITH old AS (DELETE FROM purges WHERE at < now() - $2::text::interval),
+                      new AS (INSERT INTO purges (what) VALUES ($1) RETURNING number)
+                 SELECT pg_notify($3, number::text) FROM new",
+            )
+            .bind(stored(&purge.to_json()))
+            .bind(PURGE_KEPT)
+            .bind(CHANNEL)
+            .execute(writing.tx())
+            .await?;
+            Ok(writing.commit().await?)
+        };
+        store.pool.bounded(telling).await
+    }
+
+    /// Says that it is no more, when nothing that it let through is missing. At the end of an orderly stop.
+    pub async fn leave(&self) {
+        let said = self.0.said.lock().await;
+        if let Some(name) = &said.name
+            && !self.0.unrecorded.is_uncertain()
+            && let Err(error) = self.0.strike_off(name).await
+        {
+            tracing::warn!(%error, "cannot tell the other replicas that this one is no more: {error}");
+        }
+        self.0.store.pool.close().await;
+    }
+
+    /// Wakes whoever reads purges when there is one, for as long as it is let.
+    async fn listen(&self) {
+        loop {
+            if let Err(error) = self.hear().await {
+                // Each word looks for purges, too, so none is missed.
+                tracing::debug!(%error, "cannot listen for purges: {error}");
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    async fn hear(&self) -> Result<(), sqlx::Error> {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.0.store.pool.options());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.listen(CHANNEL).await?;
+        loop {
+            listener.recv().await?;
+            self.0.woken.notify_one();
+        }
+    }
+
+    async fn beat(&self, identity: &Identity) {
+        let inner = &self.0;
+        let mut said = inner.said.lock().await;
+        match inner.store.pool.bounded(inner.say(&mut said, identity)).await {
+            Ok(()) => {}
+            Err(error) => {
+                // Whoever was not heard of may have been there: it is this one that heard nothing.
+                said.others.clear();
+                inner.metrics.ledger_errors.get_or_create(&KindLabels { kind: "heartbeat" }).inc();
+                if let Some(unsaid) = NOT_SAID.say() {
+                    tracing::error!(%error, unsaid = unsaid.count(), "the ledger does not hear of this replica: {error}{unsaid}");
+                }
+            }
+        }
+        inner.figures.on_duty.set(i64::from(self.duty().is_mine()));
+    }
+}
+
+impl Inner {
+    async fn say(&self, said: &mut Said, identity: &Identity) -> Result<(), Error> {
+        let name = match &said.name {
+            Some(name) => name.clone(),
+            None => self.register(said).await?,
+        };
+        // What is asked for is held from now on, and not from when the answer comes.
+        let asked = Instant::now();
+        let recorded_until = ms(self.unrecorded.recorded_until());
+        let mut lent = self.store.get().await?;
+        let row = sqlx::query(
+            "WITH beat AS (UPDATE replicas SET beats = beats + 1, recorded_until = $3
+                           WHERE name = $1 AND incarnation = $2 RETURNING name),
+                  duty AS (INSERT INTO duties (duty, incarnation, until)
+                           SELECT 'all', $2, clock_timestamp() + $4::text::interval FROM beat
+                           ON CONFLICT (duty) DO UPDATE SET incarnation = excluded.incarnation, until = excluded.until
+                           WHERE duties.incarnation = excluded.incarnation OR duties.until < clock_timestamp()
+                           RETURNING duty)
+             SELECT EXISTS (SELECT 1 FROM beat) AS is_known, EXISTS (SELECT 1 FROM duty) AS is_on_duty,
+                 COALESCE((SELECT MAX(number) FROM purges), 0) AS purge,
+                 (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock",
+        )
+        .bind(stored(&name))
+        .bind(&self.incarnation)
+        .bind(recorded_until)
+        .bind(DUTY_HELD)
+        .fetch_one(&mut *lent)
+        .await?;
+        let others = sqlx::query("SELECT name, incarnation, beats FROM replicas WHERE incarnation <> $1")
+            .bind(&self.incarnation)
+            .fetch_all(&mut *lent)
+            .await?;
+        self.compare_clocks(said, time(row.try_get("clock")?), asked);
+        let last: i64 = row.try_get("purge")?;
+        let seen = *said.purge.get_or_insert(last);
+        if last > seen {
+            let news = sqlx::query("SELECT number, what FROM purges WHERE number > $1 ORDER BY number LIMIT $2")
+                .bind(seen)
+                .bind(PURGES_AT_ONCE)
+                .fetch_all(&mut *lent)
+                .await?;
+            for row in &news {
+                forget(identity, &text(row, "what")?);
+                said.purge = Some(row.try_get("number")?);
+            }
+        }
+        lent.give_back();
+        if !row.try_get::<bool, _>("is_known")? {
+            // The others gave it up, or another one took its name.
+            said.name = None;
+            self.duty.send_replace(None);
+            tracing::error!(replica = name, "the other replicas have given {name} up: it says anew that it is there");
+            return Ok(());
+        }
+        let is_on_duty: bool = row.try_get("is_on_duty")?;
+        let was_on_duty = self.duty.send_replace(is_on_duty.then(|| asked + DUTY_TRUSTED)).is_some();
+        if is_on_duty && !was_on_duty {
+            tracing::info!(replica = name, "{name} sweeps, compares with FlowMesh and prunes from now on");
+        }
+        self.figures.known.set(i64::try_from(others.len() + 1).unwrap_or(i64::MAX));
+        self.look_after(said, &others, is_on_duty).await
+    }
+
+    /// Makes itself known. Returns its name.
+    async fn register(&self, said: &mut Said) -> Result<String, Error> {
+        let mut writing = self.store.write().await?;
+        let name = self.free_name(&mut writing).await?;
+        let recorded_until = ms(self.unrecorded.recorded_until());
+        sqlx::query(
+            "INSERT INTO replicas (name, incarnation, recorded_until) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE SET incarnation = excluded.incarnation, beats = 0,
+                 recorded_until = excluded.recorded_until",
+        )
+        .bind(stored(&name))
+        .bind(&self.incarnation)
+        .bind(recorded_until)
+        .execute(writing.tx())
+        .await?;
+        writing.commit().await?;
+        said.name = Some(name.clone());
+        tracing::info!(replica = name, "this replica is {name}");
+        Ok(name)
+    }
+
+    /// Its name, after whoever had it before has been seen to. When one of that name was given up, or took it, while this one
+    /// lived, there are two, and this one takes another name: else they would take it from each other for ever.
+    async fn free_name(&self, writing: &mut Writing) -> Result<String, Error> {
+        let name = &self.configured;
+        let before = sqlx::query("SELECT incarnation, beats, recorded_until FROM replicas WHERE name = $1")
+            .bind(stored(name))
+            .fetch_optional(writing.tx())
+            .await?;
+        let Some(before) = before else { return Ok(name.clone()) };
+        let incarnation: String = before.try_get("incarnation")?;
+        // Ids of starts grow with time.
+        if incarnation > self.incarnation {
+            let name = format!("{name}#{}", &self.incarnation[self.incarnation.len() - 8..]);
+            tracing::error!(
+                replica = name,
+                "another Tollgate calls itself {}: give each a TOLLGATE_REPLICA of its own. This one goes by {name}",
+                self.configured
+            );
+            return Ok(name);
+        }
+        let (since, now) = (time(before.try_get("recorded_until")?), Timestamp::now());
+        if !self.remembers {
+            work::note_gap(writing.tx(), since, now).await?;
+            tracing::warn!(
+                replica = name,
+                "{name} did not stop in order: submissions from {since} to {now} may be missing, and workflows of that time that \
+                 no log entry tells of are held"
+            );
+        }
+        sqlx::query("DELETE FROM duties WHERE incarnation = $1").bind(incarnation).execute(writing.tx()).await?;
+        Ok(name.clone())
+    }
+
+    /// Gives up who was not heard of for long.
+    async fn look_after(&self, said: &mut Said, others: &[PgRow], is_on_duty: bool) -> Result<(), Error> {
+        let now = Instant::now();
+        let mut heard = HashMap::with_capacity(others.len());
+        for row in others {
+            let (incarnation, beats): (String, i64) = (row.try_get("incarnation")?, row.try_get("beats")?);
+            let since = match said.others.get(&incarnation) {
+                Some((before, since)) if *before == beats => *since,
+                _ => now,
+            };
+            if is_on_duty && now.duration_since(since) >= self.lost_after {
+                self.give_up(&text(row, "name")?, &incarnation, beats).await?;
+            } else {
+                heard.insert(incarnation, (beats, since));
+            }
+        }
+        said.others = heard;
+        Ok(())
+    }
+
+    async fn give_up(&self, name: &str, incarnation: &str, beats: i64) -> Result<(), Error> {
+        let mut writing = self.store.write().await?;
+        let since: Option<i64> = sqlx::query_scalar(
+            "DELETE FROM replicas WHERE name = $1 AND incarnation = $2 AND beats = $3 RETURNING recorded_until",
+        )
+        .bind(stored(name))
+        .bind(incarnation)
+        .bind(beats)
+        .fetch_optional(writing.tx())
+        .await?;
+        if let Some(since) = since.map(time) {
+            let now = Timestamp::now();
+            work::note_gap(writing.tx(), since, now).await?;
+            writing.commit().await?;
+            self.figures.given_up.inc();
+            tracing::error!(
+                replica = name,
+                "replica {name} is given up: submissions from {since} to {now} may be missing, and workflows of that time that \
+                 no log entry tells of are held"
+            );
+        }
+        Ok(())
+    }
+
+    async fn strike_off(&self, name: &str) -> Result<(), Error> {
+        let striking = async {
+            let mut writing = self.store.write().await?;
+            sqlx::query(
+                "WITH duty AS (DELETE FROM duties WHERE incarnation = $2)
+                 DELETE FROM replicas WHERE name = $1 AND incarnation = $2",
+            )
+            .bind(stored(name))
+            .bind(&self.incarnation)
+            .execute(writing.tx())
+            .await?;
+            Ok(writing.commit().await?)
+        };
+        self.store.pool.bounded(striking).await
+    }
+
+    /// Leases are by the clocks of those who take them, and so is whose submission was open at a time.
+    fn compare_clocks(&self, said: &mut Said, clock: Timestamp, asked: Instant) {
+        let apart = Timestamp::now().duration_since(clock).unsigned_abs().saturating_sub(asked.elapsed());
+        self.figures.clock_offset.set(apart.as_secs_f64());
+        if apart <= CLOCKS_APART {
+            said.clock_warned = false;
+        } else if !std::mem::replace(&mut said.clock_warned, true) {
+            let seconds = apart.as_secs();
+            tracing::warn!(seconds, "this machine's clock and the database's are {seconds} s apart");
+        }
+    }
+}
+
+/// Forgets what another replica says is to be forgotten.
+fn forget(identity: &Identity, what: &str) {
+    match Purge::parse(what.as_bytes()) {
+        Some(purge) => {
+            let purged = identity.purge(&purge);
+            tracing::info!(purged, "cache purge of {purge}, told to a replica: {purged} forgotten");
+        }
+        None => tracing::error!("a purge that cannot be understood: {what:?}"),
+    }
+}

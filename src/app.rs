@@ -183,10 +183,7 @@ impl App {
 
         let ledger = opened.as_ref().map(|opened| opened.ledger.clone());
         let own = opened.as_ref().map(|opened| opened.own(limits, &metrics, &mut registry));
-        let replica = own.as_ref().and_then(|own| own.replica.clone());
-        if let Some(replica) = &replica {
-            lifecycle.spawn("replica", replica.clone().keep(identity.clone(), stopping.stop.clone()));
-        }
+        let replica = spawn_replica(&mut lifecycle, &stopping, own.as_ref(), &identity);
         let requests = TaskTracker::new();
         let mut guard = None;
         let awaited = Awaited::default();
@@ -301,6 +298,18 @@ async fn close(ledger: Option<Opened>, replica: Option<Replica>) {
     if let Some(ledger) = ledger {
         ledger.close(CLOSED_WITHIN).await;
     }
+}
+
+/// Makes this process known to those that it shares its ledger with, if it does.
+fn spawn_replica(
+    lifecycle: &mut Lifecycle,
+    stopping: &Stopping,
+    own: Option<&Own>,
+    identity: &Identity,
+) -> Option<Replica> {
+    let replica = own?.replica.clone()?;
+    lifecycle.spawn("replica", replica.clone().keep(identity.clone(), stopping.stop.clone()));
+    Some(replica)
 }
 
 /// What the billing tasks share.

@@ -152,7 +152,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         app.grpc_address(),
         app.admin_address()
     );
-    let result = app.run(&logs, traces.as_ref()).await;
+    // It is large, and this is the one place where it is.
+    let result = Box::pin(app.run(&logs, traces.as_ref())).await;
     if let Some(traces) = traces {
         traces.finish().await;
     }

@@ -67,6 +67,22 @@ impl Event {
             Self::WorkflowSeen { .. } => "workflow_seen",
         }
     }
+
+    /// What kind it is and what it is about, for a line of log.
+    #[must_use]
+    pub fn about(&self) -> (&'static str, &str) {
+        let id = match self {
+            Self::Submitted { workflow_id, .. } | Self::WorkflowSeen { workflow_id } => workflow_id,
+            Self::SubmissionRefused { submission_id }
+            | Self::SubmissionEnded { submission_id, .. }
+            | Self::SubmissionOpened { submission_id, .. } => submission_id,
+            Self::PrincipalSeen { principal } => &principal.id,
+            Self::TaskEnded { task_id } | Self::TaskTouched { task_id } | Self::UsageReported { task_id, .. } => {
+                task_id
+            }
+        };
+        (self.kind(), id)
+    }
 }
 
 /// Why an entry says nothing.

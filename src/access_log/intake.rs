@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::event::Event;
 use crate::drive::{News, growing, jitter};
 use crate::ledger::unrecorded::Unrecorded;
-use crate::ledger::{Ledger, Reported, Settled};
+use crate::ledger::{self, Ledger, Reported, Settled};
 use crate::lifecycle::TaskError;
 use crate::settlement::told;
 use crate::telemetry::{KindLabels, Metrics};
@@ -51,20 +51,48 @@ impl Intake {
     pub async fn run(mut self) -> Result<(), TaskError> {
         let mut events = Vec::with_capacity(self.batch);
         while self.queue.recv_many(&mut events, self.batch).await > 0 {
-            let charges = self.commit(&events).await?;
+            self.commit_all(&events).await?;
             self.metrics.intake_queued.dec_by(i64::try_from(events.len()).unwrap_or(i64::MAX));
-            self.tell(&events);
-            charges.iter().for_each(tell_charge);
             events.clear();
         }
         Ok(())
     }
 
-    async fn commit(&self, events: &[Event]) -> Result<Vec<Reported>, TaskError> {
+    /// Commits a batch and tells of it. One with an event that the ledger will never take is halved until that is found, and left
+    /// out: the sweep finds what it was about.
+    async fn commit_all(&self, events: &[Event]) -> Result<(), TaskError> {
+        let mut parts = vec![events];
+        while let Some(part) = parts.pop() {
+            match (self.commit(part).await?, part) {
+                (Ok(charges), _) => {
+                    self.tell(part);
+                    charges.iter().for_each(tell_charge);
+                }
+                (Err(error), [event]) => {
+                    self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "refused_event" }).inc();
+                    let (kind, id) = event.about();
+                    tracing::error!(%error, kind, id, "the ledger will never take a log event ({kind}, {id:?}): {error}");
+                    if let Event::SubmissionOpened { .. } = event {
+                        self.unrecorded.lost();
+                    }
+                }
+                (Err(_), several) => {
+                    let (first, second) = several.split_at(several.len() / 2);
+                    // In their order.
+                    parts.extend([second, first]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits events together, or says why they never will be.
+    async fn commit(&self, events: &[Event]) -> Result<Result<Vec<Reported>, ledger::Error>, TaskError> {
         let mut failures = 0;
         loop {
             let error = match self.ledger.record(events, Timestamp::now()).await {
-                Ok(charges) => return Ok(charges),
+                Ok(charges) => return Ok(Ok(charges)),
+                Err(error @ ledger::Error::Refused(_)) => return Ok(Err(error)),
                 Err(error) => error,
             };
             self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "record_events" }).inc();

@@ -117,7 +117,7 @@ impl Postgres {
         if let Some((unknown, _)) = url.query_pairs().find(|(key, _)| !PARAMETERS.contains(&key.as_ref())) {
             return Err(wrong(LEDGER, format!("knows no '{unknown}', only {}", PARAMETERS.join(", "))));
         }
-        if !url.has_host() && !url.query_pairs().any(|(key, _)| key == "host") {
+        if !url.has_host() {
             return Err(wrong(LEDGER, "names no host"));
         }
         if url.username().is_empty() {

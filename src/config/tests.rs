@@ -32,7 +32,7 @@ fn an_empty_value_counts_as_unset() {
 #[test]
 fn every_error_is_one_line_that_names_its_variable() {
     type Change = fn(&mut Options);
-    let cases: [(&str, Change); 19] = [
+    let cases: [(&str, Change); 30] = [
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("lum.id")),
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("ftp://lum.id")),
         ("LUM_ID_BASE_URL", |o| o.lum_id_base_url = some("https://u:p@lum.id")),
@@ -49,7 +49,33 @@ fn every_error_is_one_line_that_names_its_variable() {
         ("TOLLGATE_RETENTION_DAYS", |o| o.retention_days = some("31")),
         ("TOLLGATE_RETENTION_DAYS", |o| o.retention_days = some("90d")),
         ("TOLLGATE_LEDGER", |o| o.ledger = some("sqlite://ledger.db")),
-        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("mysql://user:hunter2@db/x")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@/x")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://:hunter2@db/x")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db:port/x")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user:hunter2@db/x?sslmode=hunter2")),
+        ("TOLLGATE_LEDGER", |o| o.ledger = some("postgres://user@db/x?password=hunter2")),
+        ("TOLLGATE_POSTGRES_PASSWORD", |o| {
+            o.ledger = some("postgres://user:hunter2@db/x");
+            o.postgres_password = some("hunter2");
+        }),
+        ("TOLLGATE_POSTGRES_PASSWORD_FILE", |o| {
+            o.ledger = some("postgres://user@db/x");
+            o.postgres_password_file = some("/nonexistent/password");
+        }),
+        ("TOLLGATE_POSTGRES_POOL", |o| {
+            o.ledger = some("postgres://user@db/x");
+            o.postgres_pool = some("3");
+        }),
+        ("TOLLGATE_POSTGRES_STATEMENT_TIMEOUT_SECS", |o| {
+            o.ledger = some("postgres://user@db/x");
+            o.postgres_statement_timeout_secs = some("0");
+        }),
+        ("TOLLGATE_REPLICA", |o| {
+            o.ledger = some("postgres://user@db/x");
+            o.replica = some("two words");
+        }),
         ("TOLLGATE_LOG", |o| o.log = some("tollgate=loud")),
         ("TOLLGATE_LOG_FORMAT", |o| o.log_format = some("xml")),
     ];
@@ -225,4 +251,47 @@ fn a_collector_that_is_no_url_is_an_error_and_none_is_none() {
     assert_eq!(parse(|o| o.otlp_endpoint = some(" ")).expect("unset").otlp_endpoint, None);
     let config = parse(|o| o.otlp_endpoint = some("http://127.0.0.1:4318/")).expect("valid");
     assert_eq!(config.otlp_endpoint.expect("set").join("/v1/traces"), "http://127.0.0.1:4318/v1/traces");
+}
+
+#[test]
+fn a_password_is_shown_nowhere_and_may_be_in_a_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("password");
+    std::fs::write(&file, "hunter2\n").expect("written");
+    let in_url = parse(|o| o.ledger = some("postgres://user:hunter2@127.0.0.1/x")).expect("valid");
+    let in_file = |url: &'static str| {
+        let file = file.display().to_string();
+        move |o: &mut Options| {
+            o.ledger = some(url);
+            o.postgres_password_file = Some(file.clone());
+        }
+    };
+    let mut options = Options::default();
+    in_file("postgres://user@db.internal/x?sslmode=verify-full")(&mut options);
+    let in_file = Config::parse(options).expect("valid");
+    for config in [&in_url, &in_file] {
+        let told = format!("{config:?} {:?} {}", config.describe(), config.ledger);
+        assert!(!told.contains("hunter2"), "{told}");
+        assert_eq!(config.warnings, [""; 0]);
+    }
+    let password = in_file.ledger.password().expect("one");
+    assert_eq!(expose(&password.get()), "hunter2");
+    assert!(password.file().is_some(), "it is looked at again while Tollgate runs");
+}
+
+#[test]
+fn a_database_that_anybody_could_pretend_to_be_is_warned_about() {
+    let warnings = |url: &str| parse(|o| o.ledger = some(url)).expect("valid").warnings.len();
+    for url in ["postgres://user@db/x", "postgresql://user@db/x?sslmode=require"] {
+        assert_eq!(warnings(url), 1, "{url}");
+    }
+    for url in [
+        "postgres://user@db/x?sslmode=verify-full",
+        "postgres://user@127.0.0.1:5433/x",
+        "postgres://user@[::1]/x",
+        "postgres://user@%2Frun%2Fpostgresql/x",
+        "postgres://user@localhost/x?host=/run/postgresql",
+    ] {
+        assert_eq!(warnings(url), 0, "{url}");
+    }
 }

@@ -19,6 +19,13 @@ impl TokenHash {
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.as_bytes()).into())
     }
+
+    /// All 64 digits, for whoever is to find the same token again.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
+        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    }
 }
 
 impl fmt::Display for TokenHash {
@@ -58,6 +65,7 @@ mod tests {
     fn a_hash_is_read_as_sha256sum_prints_it() {
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(text.parse(), Ok(TokenHash::of("abc")));
+        assert_eq!(TokenHash::of("abc").to_hex(), text);
         assert_eq!(text.to_uppercase().parse(), Ok(TokenHash::of("abc")));
         for wrong in ["", "ba7816bf", &format!("{text}0"), &text.replace("ba", "+a"), &text.replace('b', "ü")] {
             assert_eq!(wrong.parse::<TokenHash>(), Err(NotAHash), "{wrong}");

@@ -40,7 +40,7 @@ impl Purge {
     pub fn to_json(&self) -> String {
         let wire = match self {
             Self::All => Wire::All(true),
-            Self::Token(hash) => Wire::TokenSha256(hash.to_string()),
+            Self::Token(hash) => Wire::TokenSha256(hash.to_hex()),
             Self::Principal(id) => Wire::PrincipalId(id.clone()),
         };
         serde_json::json!(wire).to_string()

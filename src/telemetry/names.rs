@@ -63,8 +63,17 @@ pub const LOG_ENTRIES: &[&str] = &[
 ];
 
 /// `kind` of `tollgate_ledger_errors_total`.
-pub const LEDGER_ERRORS: &[&str] =
-    &["open_submission", "record_events", "claim", "next_due", "record", "prune", "panic"];
+pub const LEDGER_ERRORS: &[&str] = &[
+    "open_submission",
+    "record_events",
+    "refused_event",
+    "claim",
+    "next_due",
+    "record",
+    "prune",
+    "heartbeat",
+    "panic",
+];
 
 /// `outcome` of `tollgate_settlements_total`.
 pub const SETTLEMENTS: &[&str] = &[

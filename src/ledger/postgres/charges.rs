@@ -120,7 +120,7 @@ pub async fn claim(store: &Store, at: Timestamp, lease: Duration, pick: Pick) ->
         };
         match (charge.workflow_id, row.try_get::<Option<Text>, _>("owner")?) {
             // Whoever posted it last died before the word of it: the next claim is the owner's.
-            (Some(workflow_id), Some(owner)) if owner.0 != charge.principal_id => {
+            (Some(workflow_id), Some(theirs)) if theirs.0 != charge.principal_id => {
                 owned.push((charge.task_id, workflow_id));
             }
             // Likewise, and it has lost its owner meanwhile.

@@ -21,7 +21,7 @@ const WORKFLOWS_AT_ONCE: usize = 500;
 
 impl PostgresLedger {
     /// A number that is read from the one row there is, or from an index.
-    async fn number(&self, query: &'static str) -> Result<Option<i64>, Error> {
+    pub(super) async fn number(&self, query: &'static str) -> Result<Option<i64>, Error> {
         let reading = async {
             let mut lent = self.store.get().await?;
             let number = sqlx::query_scalar(query).fetch_one(&mut *lent).await?;

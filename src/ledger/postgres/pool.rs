@@ -53,10 +53,12 @@ impl Pool {
     /// How to connect, and what holds for every connection.
     #[must_use]
     pub fn options(&self) -> PgConnectOptions {
-        let statement = self.0.database.statement_timeout.as_millis().to_string();
+        let statement = self.0.database.statement_timeout;
+        // Shorter, so that who waits in vain for a lock is told so.
+        let (lock, statement) = ((statement * 9 / 10).as_millis().to_string(), statement.as_millis().to_string());
         self.0.database.connect_options().options([
             ("statement_timeout", statement.as_str()),
-            ("lock_timeout", &statement),
+            ("lock_timeout", &lock),
             // Who is cut off in the middle of a transaction keeps the others waiting for no longer.
             ("idle_in_transaction_session_timeout", &statement),
             ("client_connection_check_interval", LOOK_EVERY),
@@ -90,7 +92,11 @@ impl Pool {
             };
             Ok(Lent { connection, pool: self.0.clone(), _permit: permit })
         };
-        timeout(self.0.database.connect_timeout, getting).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        timeout(self.0.database.connect_timeout, getting).await.unwrap_or_else(|_| {
+            // One that was idle did not answer: the others will not either, and each would cost as long.
+            self.0.idle().clear();
+            Err(sqlx::Error::PoolTimedOut)
+        })
     }
 
     /// Bounds what is done with a connection.

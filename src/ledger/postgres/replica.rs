@@ -219,7 +219,7 @@ impl Inner {
     async fn say(&self, said: &mut Said, identity: &Identity) -> Result<(), Error> {
         let name = match &said.name {
             Some(name) => name.clone(),
-            None => self.register(said).await?,
+            None => self.register(said, identity).await?,
         };
         // What is asked for is held from now on, and not from when the answer comes.
         let asked = Instant::now();
@@ -248,9 +248,8 @@ impl Inner {
             .fetch_all(&mut *lent)
             .await?;
         self.compare_clocks(said, time(row.try_get("clock")?), asked);
-        let last: i64 = row.try_get("purge")?;
-        let seen = *said.purge.get_or_insert(last);
-        if last > seen {
+        let seen = said.purge.unwrap_or_default();
+        if row.try_get::<i64, _>("purge")? > seen {
             let news = sqlx::query("SELECT number, what FROM purges WHERE number > $1 ORDER BY number LIMIT $2")
                 .bind(seen)
                 .bind(PURGES_AT_ONCE)
@@ -279,9 +278,11 @@ impl Inner {
     }
 
     /// Makes itself known. Returns its name.
-    async fn register(&self, said: &mut Said) -> Result<String, Error> {
+    async fn register(&self, said: &mut Said, identity: &Identity) -> Result<String, Error> {
         let mut writing = self.store.write().await?;
         let name = self.free_name(&mut writing).await?;
+        let last_purge: i64 =
+            sqlx::query_scalar("SELECT COALESCE(MAX(number), 0) FROM purges").fetch_one(writing.tx()).await?;
         let recorded_until = ms(self.unrecorded.recorded_until());
         sqlx::query(
             "INSERT INTO replicas (name, incarnation, recorded_until) VALUES ($1, $2, $3)
@@ -294,6 +295,12 @@ impl Inner {
         .execute(writing.tx())
         .await?;
         writing.commit().await?;
+        if said.purge.is_none() {
+            // What was asked of the others before this is not known any more, and whoever began without a database may have
+            // answered by then.
+            let _ = identity.purge(&Purge::All);
+            said.purge = Some(last_purge);
+        }
         said.name = Some(name.clone());
         tracing::info!(replica = name, "this replica is {name}");
         Ok(name)
@@ -407,11 +414,10 @@ impl Inner {
 
 /// Forgets what another replica says is to be forgotten.
 fn forget(identity: &Identity, what: &str) {
-    match Purge::parse(what.as_bytes()) {
-        Some(purge) => {
-            let purged = identity.purge(&purge);
-            tracing::info!(purged, "cache purge of {purge}, told to a replica: {purged} forgotten");
-        }
-        None => tracing::error!("a purge that cannot be understood: {what:?}"),
+    if let Some(purge) = Purge::parse(what.as_bytes()) {
+        let purged = identity.purge(&purge);
+        tracing::info!(purged, "cache purge of {purge}, asked of a replica: {purged} forgotten");
+    } else {
+        tracing::error!("a purge that cannot be understood");
     }
 }

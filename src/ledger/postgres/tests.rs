@@ -7,6 +7,8 @@ use crate::ledger::Ledger;
 use crate::ledger::books::Books;
 use crate::ledger::contract::{Fixture, Store as ContractStore, at, suite};
 
+mod opening;
+mod replicas;
 mod together;
 
 suite!(PostgresStore);

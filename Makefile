@@ -22,9 +22,10 @@ demo: release  ## The whole scenario by itself, on free ports
 test: envoy  ## Every test, through real Envoys
 	@scripts/install-test-tools
 	@scripts/fetch-predecessor --try
-	@if $(CARGO) nextest --version > /dev/null 2>&1; \
-	then $(CARGO) nextest run --workspace; \
-	else $(CARGO) test --workspace; fi
+	@with="$$(if scripts/postgres version > /dev/null 2>&1; then echo scripts/postgres run; fi)"; \
+	if $(CARGO) nextest --version > /dev/null 2>&1; \
+	then $$with $(CARGO) nextest run --workspace; \
+	else $$with $(CARGO) test --workspace; fi
 	@scripts/test-ops
 	@scripts/test-dist
 	@scripts/test-compose
@@ -62,7 +63,7 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 shell:
-	@if command -v shellcheck > /dev/null; then shellcheck scripts/dist scripts/fetch-predecessor scripts/install-test-tools scripts/local-images scripts/test-* .ci/run; \
+	@if command -v shellcheck > /dev/null; then shellcheck scripts/dist scripts/fetch-predecessor scripts/install-test-tools scripts/local-images scripts/postgres scripts/test-* .ci/run; \
 	elif [ -n "$$CI" ]; then echo "shell: FAILED: there is no shellcheck" >&2; exit 1; \
 	else echo "shell: SKIPPED: there is no shellcheck"; fi
 

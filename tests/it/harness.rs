@@ -6,6 +6,7 @@ pub mod direct;
 pub mod documented;
 pub mod http2;
 mod memory;
+mod postgres;
 mod recorder;
 mod websocket;
 
@@ -22,6 +23,7 @@ use tollgate_local::standin::{Entry, Seen, TruthEntry, same_amount};
 pub use direct::Direct;
 pub use http2::Http2;
 pub use memory::Memory;
+pub use postgres::postgres_database;
 pub use recorder::Recorder;
 pub use websocket::WebSocket;
 

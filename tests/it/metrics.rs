@@ -8,7 +8,7 @@ use tollgate_local::stack::{ACME, ALICE, Tollgate, wait_for};
 
 use crate::harness::direct::{read_from, request, status};
 use crate::harness::documented::{Exposed, families};
-use crate::harness::{Direct, Edge, SOON, binary};
+use crate::harness::{Direct, Edge, SOON, binary, postgres_database};
 use crate::mtls;
 
 /// A Tollgate of which nothing is wanted but its figures.
@@ -47,8 +47,9 @@ async fn the_page_of_metrics_has_what_is_served_and_everything_is_there_from_the
     exposed.assert_documented();
     let families = families();
     let served: BTreeSet<&String> = exposed.kinds.keys().collect();
-    assert_eq!(served, families.keys().collect(), "on the right: docs/METRICS.md");
-    for (name, family) in &families {
+    let alone = families.iter().filter(|(_, family)| !family.of_replicas);
+    assert_eq!(served, alone.clone().map(|(name, _)| name).collect(), "on the right: docs/METRICS.md");
+    for (name, family) in alone {
         for (label, values) in family.labels.iter().filter(|(_, values)| !values.is_empty()) {
             assert_eq!(exposed.values(name, label), values.iter().cloned().collect(), "{name}, {label}");
         }
@@ -74,7 +75,7 @@ async fn without_billing_mtls_and_spans_only_their_families_are_missing() {
     let exposed = exposed(&tollgate).await;
     exposed.assert_documented();
     for (name, family) in families() {
-        let expected = !family.of_billing && !family.of_mtls && !family.of_spans;
+        let expected = !family.of_billing && !family.of_mtls && !family.of_spans && !family.of_replicas;
         assert_eq!(exposed.kinds.contains_key(&name), expected, "{name}");
     }
     for enabled in ["tollgate_billing_enabled", "tollgate_guard_enabled"] {
@@ -82,6 +83,27 @@ async fn without_billing_mtls_and_spans_only_their_families_are_missing() {
     }
     let version = format!("tollgate_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert_eq!(tollgate.metric(&version).await, Some(1.0));
+    tollgate.kill_hard().await.expect("killed");
+}
+
+#[tokio::test]
+async fn a_replica_shows_what_it_knows_of_the_others() {
+    let Some(ledger) = postgres_database().await else { return };
+    let tollgate = start(&[
+        ("RUNMESH_BILLING_BASE_URL", "http://127.0.0.1:1/Runmesh".to_owned()),
+        ("FLOWMESH_BRIDGE_SECRET", "hunter2".to_owned()),
+        ("TOLLGATE_LEDGER", ledger),
+    ])
+    .await;
+    let on_duty = async || tollgate.metric("tollgate_replica_on_duty").await.filter(|duty| *duty > 0.0);
+    wait_for("the only one to have the duty", SOON, on_duty).await.expect("it has");
+    let exposed = exposed(&tollgate).await;
+    exposed.assert_documented();
+    for (name, _) in families().into_iter().filter(|(_, family)| family.of_replicas) {
+        assert!(exposed.kinds.contains_key(&name), "{name}");
+    }
+    assert_eq!(tollgate.metric("tollgate_replicas").await, Some(1.0));
+    assert!(tollgate.metric("tollgate_ledger_clock_offset_seconds").await.is_some_and(|apart| apart < 1.0));
     tollgate.kill_hard().await.expect("killed");
 }
 

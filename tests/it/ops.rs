@@ -11,7 +11,8 @@ use sqlx::{Connection, SqliteConnection};
 use tollgate_local::stack::{ACME, ALICE, PAUPER, Tollgate, wait_for};
 use tollgate_local::standin::Fault;
 
-use crate::harness::{Edge, SOON, answer, binary};
+use crate::harness::documented::families;
+use crate::harness::{Edge, SOON, answer, binary, postgres_database};
 use crate::mtls::{self, Pki};
 
 /// Metric → label → values, as shown.
@@ -167,15 +168,40 @@ async fn shown() -> Shown {
 
     let mut shown = Shown::default();
     let envoy = format!("{}/stats/prometheus", edge.stack.envoy.admin_url());
-    let pages = [edge.stack.tollgate.admin_url(), with_tls.admin_url()].map(|url| format!("{url}/metrics"));
+    let mut pages =
+        [edge.stack.tollgate.admin_url(), with_tls.admin_url()].map(|url| format!("{url}/metrics")).to_vec();
+    let replica = replica().await;
+    match &replica {
+        Some(replica) => pages.push(format!("{}/metrics", replica.admin_url())),
+        None => {
+            let of_replicas = families().into_iter().filter(|(_, family)| family.of_replicas);
+            shown.0.extend(of_replicas.map(|(name, _)| (name, BTreeMap::default())));
+        }
+    }
     for page in pages.into_iter().chain([envoy]) {
         let page = answer(edge.http.get(&page)).await;
         assert_eq!(page.status, 200, "{}", page.body);
         shown.add(&page.body);
     }
     with_tls.kill_hard().await.expect("killed");
+    if let Some(replica) = replica {
+        replica.kill_hard().await.expect("killed");
+    }
     edge.finish_unbilled().await;
     shown
+}
+
+/// One whose ledger others may share, where there is a PostgreSQL.
+async fn replica() -> Option<Tollgate> {
+    let ledger = postgres_database().await?;
+    let settings = [
+        ("TOLLGATE_LEDGER", ledger),
+        ("RUNMESH_BILLING_BASE_URL", "http://127.0.0.1:1/Runmesh".to_owned()),
+        ("FLOWMESH_BRIDGE_SECRET", "hunter2".to_owned()),
+        ("TOLLGATE_GRPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("TOLLGATE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+    ];
+    Some(Tollgate::start(binary(), &settings, None).await.expect("starts"))
 }
 
 #[tokio::test]

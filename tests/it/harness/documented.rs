@@ -14,6 +14,8 @@ pub struct Family {
     pub of_mtls: bool,
     /// Only where spans are exported.
     pub of_spans: bool,
+    /// Only where a ledger is shared.
+    pub of_replicas: bool,
 }
 
 /// One line of `/metrics` with a value.
@@ -53,6 +55,7 @@ pub fn families() -> BTreeMap<String, Family> {
             of_billing: says.contains("billing only"),
             of_mtls: says.contains("mTLS only"),
             of_spans: says.contains("spans only"),
+            of_replicas: says.contains("replicas only"),
         };
         assert!(families.insert(name.trim_matches('`').to_owned(), family).is_none(), "twice: {row}");
     }

@@ -12,6 +12,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
+use tollgate::ledger::Ledger as _;
+
 use crate::context::Context;
 
 /// Tasks of a workflow, in a ledger of posted charges.

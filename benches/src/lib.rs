@@ -23,6 +23,7 @@ pub mod paced;
 pub mod paper;
 pub mod peers;
 pub mod percentile;
+pub mod postgres;
 pub mod report;
 pub mod run;
 pub mod section;

@@ -22,7 +22,7 @@ pub struct Around {
 }
 
 /// The settings of a Tollgate: the defaults as README has them, the addresses, and the ledger, if it is to bill.
-pub fn settings(around: &Around, ledger: Option<&Path>) -> Result<Vec<(&'static str, String)>> {
+pub fn settings(around: &Around, ledger: Option<&str>) -> Result<Vec<(&'static str, String)>> {
     let local = || free_port().map(|port| format!("127.0.0.1:{port}"));
     let nobody = || local().map(|address| format!("http://{address}"));
     let or_nobody = |url: &Option<String>| url.clone().map_or_else(nobody, Ok);
@@ -36,14 +36,21 @@ pub fn settings(around: &Around, ledger: Option<&Path>) -> Result<Vec<(&'static 
     if let Some(ledger) = ledger {
         settings.push(("RUNMESH_BILLING_BASE_URL", or_nobody(&around.runmesh)?));
         settings.push(("FLOWMESH_BRIDGE_SECRET", BRIDGE_SECRET.to_owned()));
-        settings.push(("TOLLGATE_LEDGER", format!("sqlite:{}", ledger.display())));
+        settings.push(("TOLLGATE_LEDGER", ledger.to_owned()));
     }
     Ok(settings)
 }
 
+/// A ledger's setting, of a file.
+#[must_use]
+pub fn file(path: &Path) -> String {
+    format!("sqlite:{}", path.display())
+}
+
 /// Starts Tollgate as it ships, on the core of the servers.
 pub async fn tollgate(context: &Context, around: &Around, ledger: Option<&Path>) -> Result<Tollgate> {
-    Tollgate::start(&context.tollgate()?, &settings(around, ledger)?, None).await
+    let ledger = ledger.map(file);
+    Tollgate::start(&context.tollgate()?, &settings(around, ledger.as_deref())?, None).await
 }
 
 /// Processor time that it has used so far.

@@ -26,10 +26,16 @@ fn missing() -> Option<String> {
         std::env::split_paths(&folders).any(|folder| folder.join(name).is_file())
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let wanted: [(&str, bool, &str); 4] = [
+    let postgres = Command::new(root.join("scripts/postgres")).arg("version").output();
+    let wanted: [(&str, bool, &str); 5] = [
         ("h2load", on_path("h2load"), "`scripts/install-test-tools` installs it"),
         ("wrk", on_path("wrk"), "`scripts/install-test-tools` installs it"),
         ("predecessor", root.join(".tools/predecessor/uvicorn").is_dir(), "`scripts/fetch-predecessor` fetches it"),
+        (
+            "PostgreSQL",
+            postgres.is_ok_and(|output| output.status.success()),
+            "`scripts/install-test-tools` installs it",
+        ),
         ("tollgate", beside("tollgate").is_file(), "`cargo build` builds it"),
     ];
     let (name, _, how) = wanted.into_iter().find(|(_, is_there, _)| !is_there)?;

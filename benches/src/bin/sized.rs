@@ -29,5 +29,5 @@ async fn main() -> anyhow::Result<()> {
     // No Check waits for a refresh anyway; that none is made keeps the cost of a Check apart from that of a refresh.
     config.limits.identity_cache_ttl = Duration::from_hours(2);
     let logs = telemetry::init_logs(&config)?;
-    App::build(config).await?.run(&logs, None).await
+    Box::pin(App::build(config).await?.run(&logs, None)).await
 }

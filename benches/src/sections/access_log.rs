@@ -94,6 +94,11 @@ fn log(root: &Path, kinds: &[&str]) -> Result<Log> {
     Ok(Log::new(identifier, entries, ENTRIES_OF_A_MESSAGE))
 }
 
+/// Submissions that made workflows, and results of their tasks, in turn.
+pub(super) fn submissions_and_results(root: &Path) -> Result<Log> {
+    log(root, &[SUBMISSION, RESULT])
+}
+
 /// Results of tasks.
 pub(super) fn results(root: &Path) -> Result<Log> {
     log(root, &[RESULT])
@@ -206,7 +211,7 @@ async fn classified(context: &Context) -> Result<Vec<Figure>> {
 
 /// Every other entry is a submission that made a workflow; the others are the results of their tasks.
 async fn durable(context: &Context) -> Result<Vec<Figure>> {
-    let log = log(&context.root, &[SUBMISSION, RESULT])?;
+    let log = submissions_and_results(&context.root)?;
     let entries: u64 = if context.quick { 2_000 } else { 60_000 };
     let (mut rates, mut costs) = (Vec::new(), Vec::new());
     let rounds = context.rounds.min(3);

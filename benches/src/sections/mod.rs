@@ -9,6 +9,7 @@ mod growth;
 mod memory;
 mod predecessor;
 mod reading;
+mod replicas;
 mod stages;
 mod start;
 
@@ -21,19 +22,19 @@ pub const ALL: &[Section] = &[
     Section {
         name: "check",
         title: "Check",
-        budget: Duration::from_mins(3),
+        budget: Duration::from_secs(150),
         run: |context| Box::pin(check::run(context)),
     },
     Section {
         name: "envoy",
         title: "Through Envoy",
-        budget: Duration::from_secs(150),
+        budget: Duration::from_mins(2),
         run: |context| Box::pin(envoy::run(context)),
     },
     Section {
         name: "predecessor",
         title: "The predecessor",
-        budget: Duration::from_secs(150),
+        budget: Duration::from_mins(2),
         run: |context| Box::pin(predecessor::run(context)),
     },
     Section {
@@ -47,6 +48,12 @@ pub const ALL: &[Section] = &[
         title: "Billing",
         budget: Duration::from_secs(25),
         run: |context| Box::pin(billing::run(context)),
+    },
+    Section {
+        name: "replicas",
+        title: "PostgreSQL and replicas",
+        budget: Duration::from_secs(125),
+        run: |context| Box::pin(replicas::run(context)),
     },
     Section {
         name: "memory",
@@ -69,7 +76,7 @@ pub const ALL: &[Section] = &[
     Section {
         name: "growth",
         title: "Growth",
-        budget: Duration::from_secs(150),
+        budget: Duration::from_secs(130),
         run: |context| Box::pin(growth::run(context)),
     },
     Section {
@@ -81,7 +88,7 @@ pub const ALL: &[Section] = &[
     Section {
         name: "stages",
         title: "Stages",
-        budget: Duration::from_mins(2),
+        budget: Duration::from_secs(105),
         run: |context| Box::pin(stages::run(context)),
     },
 ];

@@ -57,7 +57,7 @@ pub async fn run(context: &Context) -> Result<Measured> {
 
 /// Starts Tollgate and kills it when it is ready.
 async fn ready(context: &Context, ledger: &Path) -> Result<Duration> {
-    let settings = served::settings(&Around::default(), Some(ledger))?;
+    let settings = served::settings(&Around::default(), Some(&served::file(ledger)))?;
     let admin = settings.iter().find(|(name, _)| *name == "TOLLGATE_ADMIN_LISTEN").map(|(_, address)| address.clone());
     let admin = admin.context("there is no admin address")?;
     let mut command = Command::new(context.tollgate()?);

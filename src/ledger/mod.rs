@@ -1,6 +1,7 @@
 //! The durable store: principals, submissions, workflows, tasks, charges.
 //!
-//! One trait, so that another database can be held to the same behaviour. Invariants that every implementation keeps:
+//! One trait and two databases: [`sqlite`], embedded, for one process, and [`postgres`], for several. What is decided is in modules
+//! that know neither. Invariants that both keep:
 //!
 //! - each method is part of one transaction, which others may share: it has happened entirely or not at all when the process
 //!   dies, and when it returns it is on the disk. Only a list of workflows is noted in parts, so that nobody waits for all of

@@ -1,13 +1,13 @@
 //! What settling, sweeping, posting and Check bring, committed in groups, whatever the database.
 //!
 //! One by one each was a transaction with an fsync of its own, and 430 charges were posted a second. As many as wait for the
-//! writer are one transaction now, in a number of statements that does not grow with them but for submissions.
+//! writer are one transaction now, in a number of statements that does not grow with them but for one a submission.
 
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::recording::{LogTables, REPEATED_WITHIN, see_principals};
+use super::recording::{LogTables, REPEATED_WITHIN, SeenPrincipals, see_principals};
 use super::settling::{self, Settling};
 use super::{Attribution, Existence, NewSubmission, NextSweep, Settled, Settlement, ms};
 use crate::principal::Principal;
@@ -123,9 +123,7 @@ pub trait MoveTables: LogTables {
 
 /// Inserts a submission and returns the id under which it stands.
 async fn open<T: MoveTables>(to: &mut T, submission: NewSubmission<'_>) -> Result<String, sqlx::Error> {
-    let NewSubmission { submission_id, principal, request_id, at } = submission;
-    let seen = [(principal.id.as_str(), (principal.email.as_deref(), ms(at)))].into();
-    see_principals(to, &seen, at).await?;
+    let NewSubmission { submission_id, request_id, at, .. } = submission;
     // An id that is used up cannot stand for another submission: that one goes by its own.
     for key in [request_id, submission_id] {
         if let Some(id) = to.insert_submission(&submission, key, ms(at - REPEATED_WITHIN)).await? {
@@ -135,6 +133,20 @@ async fn open<T: MoveTables>(to: &mut T, submission: NewSubmission<'_>) -> Resul
     Err(sqlx::Error::RowNotFound)
 }
 
+/// Records whose submissions these are: a foreign key wants that first.
+async fn see_submitters<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<(), sqlx::Error> {
+    let (mut seen, mut last) = (SeenPrincipals::new(), Timestamp::MIN);
+    for this in moves {
+        if let Move::Open { principal, at, .. } = this {
+            let (email, seen_at) = seen.entry(&principal.id).or_insert((None, ms(*at)));
+            *email = principal.email.as_deref().or(*email);
+            *seen_at = (*seen_at).max(ms(*at));
+            last = last.max(*at);
+        }
+    }
+    see_principals(to, &seen, last).await
+}
+
 /// Applies moves, kind by kind: those that wait at the same time are of different things, each of which somebody holds by a
 /// lease.
 pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Moved>, sqlx::Error> {
@@ -142,6 +154,7 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
     let (mut settling, mut unsettled, mut swept) = (Vec::new(), Vec::new(), Vec::new());
     let (mut posted, mut post_failed, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = Timestamp::MIN;
+    see_submitters(to, moves).await?;
     for (n, this) in moves.iter().enumerate() {
         outcomes.push(Moved::Done);
         match this {

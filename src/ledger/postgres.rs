@@ -125,7 +125,9 @@ impl Store {
         if self.is_ready.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _alone = self.readying.lock().await;
+        // Whoever waits for who sees to it waits no longer than for a connection.
+        let alone = tokio::time::timeout(self.pool.connect_timeout(), self.readying.lock()).await;
+        let _alone = alone.map_err(|_| Error::Database("the ledger is not ready yet".to_owned()))?;
         if self.is_ready.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -171,12 +171,11 @@ async fn shown() -> Shown {
     let mut pages =
         [edge.stack.tollgate.admin_url(), with_tls.admin_url()].map(|url| format!("{url}/metrics")).to_vec();
     let replica = replica().await;
-    match &replica {
-        Some(replica) => pages.push(format!("{}/metrics", replica.admin_url())),
-        None => {
-            let of_replicas = families().into_iter().filter(|(_, family)| family.of_replicas);
-            shown.0.extend(of_replicas.map(|(name, _)| (name, BTreeMap::default())));
-        }
+    if let Some(replica) = &replica {
+        pages.push(format!("{}/metrics", replica.admin_url()));
+    } else {
+        let of_replicas = families().into_iter().filter(|(_, family)| family.of_replicas);
+        shown.0.extend(of_replicas.map(|(name, _)| (name, BTreeMap::default())));
     }
     for page in pages.into_iter().chain([envoy]) {
         let page = answer(edge.http.get(&page)).await;

@@ -73,6 +73,12 @@ impl Pool {
         ])
     }
 
+    /// How long a connection is waited for.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Duration {
+        self.0.database.connect_timeout
+    }
+
     /// The longest that a transaction may take, with the wait for whoever writes.
     #[must_use]
     pub fn patience(&self) -> Duration {

@@ -316,6 +316,10 @@ impl Inner {
             .await?;
         let Some(before) = before else { return Ok(name.clone()) };
         let incarnation: String = before.try_get("incarnation")?;
+        if incarnation == self.incarnation {
+            // It was said, and the answer got lost.
+            return Ok(name.clone());
+        }
         // Ids of starts grow with time.
         if incarnation > self.incarnation {
             let name = format!("{name}#{}", &self.incarnation[self.incarnation.len() - 8..]);

@@ -12,10 +12,13 @@ impl Pruning for PostgresLedger {
     const IDS: &'static str = "(SELECT jsonb_array_elements_text($1::text::jsonb) AS id) AS ids";
 
     async fn is_so(&self, query: String) -> Result<bool, Error> {
-        let mut lent = self.store.get().await?;
-        let is_so = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *lent).await?;
-        lent.give_back();
-        Ok(is_so)
+        let reading = async {
+            let mut lent = self.store.get().await?;
+            let is_so = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *lent).await?;
+            lent.give_back();
+            Ok(is_so)
+        };
+        self.store.pool.bounded(reading).await
     }
 
     async fn find(&self, query: String, after: &(i64, String)) -> Result<Vec<(i64, String)>, Error> {
@@ -27,13 +30,16 @@ impl Pruning for PostgresLedger {
     }
 
     async fn execute(&self, statement: String, ids: Option<&[String]>) -> Result<u64, Error> {
-        let mut writing = self.store.write().await?;
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        if let Some(ids) = ids {
-            query = query.bind(json(ids)?);
-        }
-        let rows = query.execute(writing.tx()).await?.rows_affected();
-        writing.commit().await?;
-        Ok(rows)
+        let deleting = async {
+            let mut writing = self.store.write().await?;
+            let mut query = sqlx::query(AssertSqlSafe(statement));
+            if let Some(ids) = ids {
+                query = query.bind(json(ids)?);
+            }
+            let rows = query.execute(writing.tx()).await?.rows_affected();
+            writing.commit().await?;
+            Ok(rows)
+        };
+        self.store.pool.bounded(deleting).await
     }
 }

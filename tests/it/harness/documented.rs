@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What a family may be like.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each says where it is to be found")]
 pub struct Family {
     pub kind: String,
     /// By name, every value that there may be; none named: any.

@@ -29,7 +29,10 @@ async fn database() -> config::Postgres {
     let mut connection = PgConnection::connect(&server).await.expect("a server");
     connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("made");
     let (server, _) = server.rsplit_once('/').expect("a URL with a database");
-    config::Postgres::of_test(&format!("{server}/{name}"))
+    let mut database = config::Postgres::of_test(&format!("{server}/{name}"));
+    // Beside other tests a small machine takes its time.
+    database.connect_timeout = Duration::from_secs(30);
+    database
 }
 
 impl PostgresStore {
@@ -41,8 +44,9 @@ impl PostgresStore {
 
     /// Does something to the database behind everybody's back.
     async fn execute(&self, statement: &'static str) {
-        let mut lent = self.ledger.store.get().await.expect("a connection");
-        sqlx::query(statement).execute(&mut *lent).await.expect("executed");
+        // Without the ledger's time-outs.
+        let mut connection = PgConnection::connect_with(&self.database.connect_options()).await.expect("a connection");
+        sqlx::query(statement).execute(&mut connection).await.expect("executed");
     }
 }
 

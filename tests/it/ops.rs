@@ -291,7 +291,7 @@ fn settings() -> Vec<(String, String)> {
 #[test]
 fn every_setting_is_in_the_readme_under_the_flag_that_its_rule_gives_and_can_be_made_of_a_composed_stack() {
     // What the composition decides: one machine, a socket, a volume.
-    let composed = ["TOLLGATE_GRPC_LISTEN", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_ADMIN_LISTEN", "TOLLGATE_LEDGER"];
+    let composed = ["TOLLGATE_GRPC_LISTEN", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_ADMIN_LISTEN", "TOLLGATE_STATE_DIR"];
     let readme = read("README.md");
     let rows: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("| `")).collect();
     let compose = read("docker-compose.yml") + &read("docker-compose.production.yml");

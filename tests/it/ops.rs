@@ -333,6 +333,7 @@ fn every_link_from_a_page_of_the_repository_to_another_leads_somewhere() {
         "docs/OPERATING.md",
         "envoy/README.md",
         "examples/local/README.md",
+        "ops/kubernetes/README.md",
     ];
     for page in pages {
         let text = read(page);

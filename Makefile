@@ -27,6 +27,7 @@ test: envoy  ## Every test, through real Envoys
 	then $$with $(CARGO) nextest run --workspace; \
 	else $$with $(CARGO) test --workspace; fi
 	@scripts/test-ops
+	@scripts/test-kubernetes
 	@scripts/test-dist
 	@scripts/test-compose
 
@@ -39,12 +40,13 @@ bench: release  ## What Tollgate costs, beside a bare server and what it replace
 	$(CARGO) build --release --locked -p tollgate-benches --bins --bench stages
 	@exec "$(RELEASE)/tollgate-benches" $(BENCH)
 
-ops:  ## Alerts, dashboard, unit and release archive alone
+ops:  ## Alerts, dashboard, unit, Kubernetes' documents and release archive alone
 	@scripts/install-test-tools
 	@scripts/test-ops
+	@scripts/test-kubernetes
 	@scripts/test-dist
 
-compose:  ## docker-compose.yml alone: the images, the whole scenario, kills and all
+compose:  ## docker-compose.yml alone: the images, the whole scenario, kills and all, with one Tollgate and with three
 	@scripts/test-compose
 
 dist:  ## dist/tollgate-<version>-<target>.tar.gz: the binary without symbols, manual, Envoy's files, ops/; and SHA256SUMS

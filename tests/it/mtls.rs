@@ -135,11 +135,16 @@ async fn edge(dir: &Path, flags: &[String]) -> (Edge, String) {
 
 /// Puts an Envoy in its place that has these flags for Tollgate, and waits until it has found it.
 pub async fn replace_envoy(edge: &mut Edge, flags: &[String]) {
-    start_envoy(edge, flags).await;
+    replace_envoy_with(edge, flags, "").await;
+}
+
+/// The same, with this at the end of its bootstrap.
+pub async fn replace_envoy_with(edge: &mut Edge, flags: &[String], more: &str) {
+    start_envoy(edge, flags, more).await;
     edge.stack.envoy.wait_for_tollgate(SOON).await.expect("healthy");
 }
 
-async fn start_envoy(edge: &mut Edge, flags: &[String]) {
+async fn start_envoy(edge: &mut Edge, flags: &[String], more: &str) {
     edge.stack.envoy.kill_hard().await.expect("killed");
     let upstream = edge.stack.flowmesh.url().trim_start_matches("http://").to_owned();
     let printed = Command::new(binary())
@@ -148,7 +153,7 @@ async fn start_envoy(edge: &mut Edge, flags: &[String]) {
         .output()
         .expect("tollgate runs");
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
-    let bootstrap = String::from_utf8(printed.stdout).expect("text");
+    let bootstrap = String::from_utf8(printed.stdout).expect("text") + more;
     edge.stack.envoy = Envoy::start(&envoy_binary(), &bootstrap, edge.dir.path(), 2, None).await.expect("Envoy starts");
 }
 
@@ -223,7 +228,7 @@ async fn envoy_asks_no_tollgate_of_another_name_or_of_another_authority() {
     let named = [flags(dir.path()), vec!["--tollgate-tls-name".to_owned(), "toll.example".to_owned()]].concat();
     for (flags, stat) in [(named, "fail_verify_san"), (flags(other.path()), "fail_verify_error")] {
         let all = [vec!["--tollgate".to_owned(), address.clone()], flags].concat();
-        start_envoy(&mut edge, &all).await;
+        start_envoy(&mut edge, &all, "").await;
         let stat = format!("cluster.tollgate_authz.ssl.{stat}");
         let refused = async || edge.stack.envoy.stat(&stat).await.filter(|refused| *refused > 0);
         wait_for(format!("Envoy's {stat}"), SOON, refused).await.expect("refused");

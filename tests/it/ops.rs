@@ -291,7 +291,7 @@ fn settings() -> Vec<(String, String)> {
 #[test]
 fn every_setting_is_in_the_readme_under_the_flag_that_its_rule_gives_and_can_be_made_of_a_composed_stack() {
     // What the composition decides: one machine, a socket, a volume.
-    let composed = ["TOLLGATE_GRPC_LISTEN", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_ADMIN_LISTEN", "TOLLGATE_LEDGER"];
+    let composed = ["TOLLGATE_GRPC_LISTEN", "TOLLGATE_INSECURE_LISTEN", "TOLLGATE_ADMIN_LISTEN", "TOLLGATE_STATE_DIR"];
     let readme = read("README.md");
     let rows: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("| `")).collect();
     let compose = read("docker-compose.yml") + &read("docker-compose.production.yml");
@@ -333,6 +333,7 @@ fn every_link_from_a_page_of_the_repository_to_another_leads_somewhere() {
         "docs/OPERATING.md",
         "envoy/README.md",
         "examples/local/README.md",
+        "ops/kubernetes/README.md",
     ];
     for page in pages {
         let text = read(page);

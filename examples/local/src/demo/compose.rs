@@ -36,6 +36,12 @@ pub struct FirstProcess(OwnedFd);
 impl Container {
     /// The one container of a service.
     pub async fn find(project: &str, service: &'static str) -> Result<Self> {
+        let found = Self::find_any(project, service).await?;
+        found.with_context(|| format!("compose project {project} has no container for {service}: is it up?"))
+    }
+
+    /// The one container of a service, where there is one.
+    pub async fn find_any(project: &str, service: &'static str) -> Result<Option<Self>> {
         let labels = [
             format!("label=com.docker.compose.project={project}"),
             format!("label=com.docker.compose.service={service}"),
@@ -48,8 +54,8 @@ impl Container {
         }
         let found = docker(&arguments).await?;
         match found.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [id] => Ok(Self { service, id: (*id).to_owned() }),
-            [] => bail!("compose project {project} has no container for {service}: is it up?"),
+            [id] => Ok(Some(Self { service, id: (*id).to_owned() })),
+            [] => Ok(None),
             several => bail!("compose project {project} has {} containers for {service}, not one", several.len()),
         }
     }

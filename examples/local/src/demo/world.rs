@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use futures_util::future::try_join_all;
 use tollgate_local::{
     control::{Control, FlowMesh, LumId, Runmesh, StandIn},
     stack::{self, Ports, Stack, StackOptions, free_port, metric},
@@ -13,6 +14,9 @@ use tollgate_local::{
 
 use super::compose::Container;
 use crate::Binaries;
+
+/// The services that are Tollgates: the first one is always there, the others with the profile `replicas`.
+const TOLLGATES: [&str; 3] = ["tollgate", "tollgate-2", "tollgate-3"];
 
 /// The ports that the services of a composed stack have inside.
 const EDGE: u16 = 8080;
@@ -82,10 +86,7 @@ impl World {
         let lum_id = LumId::new(http, &control("lum-id").await?);
         let runmesh = Runmesh::new(http, &control("runmesh").await?);
         let flowmesh = FlowMesh::new(http, &control("flowmesh").await?);
-        let container = Container::find(project, "tollgate").await?;
-        container.start().await?;
-        let admin = container.published(ADMIN).await?;
-        let tollgate = Tollgate::Container { container, admin, http: http.clone() };
+        let tollgate = Tollgate::composed(project, http).await?;
         let container = Container::find(project, "envoy").await?;
         container.start().await?;
         let edge = container.published(EDGE).await?;
@@ -104,28 +105,62 @@ impl World {
     }
 }
 
-/// Tollgate, as a process or a container.
+/// Tollgate, as a process, a container, or several that share a ledger and go down and come back together.
 pub enum Tollgate {
     Process(Box<stack::Tollgate>),
-    Container { container: Container, admin: String, http: reqwest::Client },
+    Containers { first: Replica, others: Vec<Replica>, http: reqwest::Client },
+}
+
+/// One of the containers, and where its admin page is.
+pub struct Replica {
+    container: Container,
+    admin: String,
+}
+
+impl Replica {
+    async fn start(container: Container) -> Result<Self> {
+        container.start().await?;
+        let admin = container.published(ADMIN).await?;
+        Ok(Self { container, admin })
+    }
 }
 
 impl Tollgate {
-    /// The sum over all labels of a metric; `None` when there is none or no answer.
+    /// Those that a compose project has.
+    async fn composed(project: &str, http: &reqwest::Client) -> Result<Self> {
+        let [first, others @ ..] = TOLLGATES;
+        let first = Replica::start(Container::find(project, first).await?).await?;
+        let mut more = Vec::new();
+        for service in others {
+            if let Some(container) = Container::find_any(project, service).await? {
+                more.push(Replica::start(container).await?);
+            }
+        }
+        Ok(Self::Containers { first, others: more, http: http.clone() })
+    }
+
+    /// The sum over all labels of a metric; `None` when there is none or no answer. What the ledger says, they all say.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         match self {
             Self::Process(process) => process.metric(name).await,
-            Self::Container { admin, http, .. } => metric(http, admin, name).await,
+            Self::Containers { first, http, .. } => metric(http, &first.admin, name).await,
         }
     }
 
-    /// Whether its log has a line with all of these words.
+    /// Whether the log, of whichever of them, has a line with all of these words.
     pub async fn has_said(&self, words: &[&str]) -> Result<bool> {
         match self {
             Self::Process(process) => {
                 Ok(process.lines().iter().any(|line| words.iter().all(|word| line.contains(word))))
             }
-            Self::Container { container, .. } => container.has_said(words).await,
+            Self::Containers { first, others, .. } => {
+                for replica in std::iter::once(first).chain(others) {
+                    if replica.container.has_said(words).await? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
         }
     }
 
@@ -133,23 +168,30 @@ impl Tollgate {
     pub async fn kill_hard(&self) -> Result<()> {
         match self {
             Self::Process(process) => process.kill_hard().await.map(drop),
-            Self::Container { container, .. } => container.kill_hard().await,
+            Self::Containers { first, others, .. } => {
+                let all = std::iter::once(first).chain(others).map(|replica| replica.container.kill_hard());
+                try_join_all(all).await.map(drop)
+            }
         }
     }
 
-    /// An orderly stop; its exit code.
+    /// An orderly stop; its exit code, or the worst.
     pub async fn terminate(&self) -> Result<i64> {
         match self {
             Self::Process(process) => Ok(process.terminate().await?.code().unwrap_or(-1).into()),
-            Self::Container { container, .. } => container.stop().await,
+            Self::Containers { first, others, .. } => {
+                let all = std::iter::once(first).chain(others).map(|replica| replica.container.stop());
+                let codes = try_join_all(all).await?;
+                Ok(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
+            }
         }
     }
 
-    /// The container, when it is one.
+    /// The first container, when it is one.
     pub fn container(&self) -> Option<&Container> {
         match self {
             Self::Process(_) => None,
-            Self::Container { container, .. } => Some(container),
+            Self::Containers { first, .. } => Some(&first.container),
         }
     }
 
@@ -157,9 +199,11 @@ impl Tollgate {
     pub async fn restart(&mut self) -> Result<()> {
         match self {
             Self::Process(process) => process.restart().await,
-            Self::Container { container, admin, .. } => {
-                container.start().await?;
-                *admin = container.published(ADMIN).await?;
+            Self::Containers { first, others, .. } => {
+                for Replica { container, admin } in std::iter::once(first).chain(others) {
+                    container.start().await?;
+                    *admin = container.published(ADMIN).await?;
+                }
                 Ok(())
             }
         }

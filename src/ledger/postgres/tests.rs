@@ -9,6 +9,7 @@ use crate::ledger::contract::{Fixture, Store as ContractStore, at, suite};
 
 mod opening;
 mod replicas;
+mod tls;
 mod together;
 
 suite!(PostgresStore);

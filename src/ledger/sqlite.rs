@@ -11,6 +11,7 @@ mod events;
 mod glance;
 mod ledger;
 mod moves;
+mod moving;
 mod operator;
 mod retention;
 mod submissions;
@@ -30,6 +31,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection, Row, Sqlite, Transaction};
 
 pub use books::SqliteBooks;
+pub use moving::{Life, Moved, Source};
 
 use super::group::{Bounds, Group};
 use super::{Error, ms, time};
@@ -75,25 +77,11 @@ impl SqliteLedger {
         let lock = lock(path).map_err(&fail)?;
         // SQLite gives its other files the permissions of this one.
         private(path).map_err(|error| fail(error.to_string()))?;
-        let options = SqliteConnectOptions::from_str("sqlite:")
-            .map_err(|error| fail(error.to_string()))?
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
-        let pool = |connections: u32, options: SqliteConnectOptions| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(BUSY_TIMEOUT)
-                // When the disk is full SQLite ends a transaction by itself, which sqlx does not notice: such a connection
-                // refuses every later transaction. It is replaced.
-                .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
-                .connect_with(options)
-        };
+        let options = options(path).map_err(&fail)?;
         let writing = options.clone().pragma("wal_autocheckpoint", CHECKPOINT_PAGES).pragma("cache_size", WRITER_CACHE);
         let write = pool(1, writing).await.map_err(|error| fail(error.to_string()))?;
         MIGRATIONS.run(&write).await.map_err(|error| fail(error.to_string()))?;
+        moving::refuse(&write, path).await?;
         let ledger = Self {
             group: Group::new(Writer(write.clone()), MOVES),
             write,
@@ -120,6 +108,27 @@ impl SqliteLedger {
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         begin(&self.write).await
     }
+}
+
+fn options(path: &Path) -> Result<SqliteConnectOptions, String> {
+    Ok(SqliteConnectOptions::from_str("sqlite:")
+        .map_err(|error| error.to_string())?
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT))
+}
+
+async fn pool(connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(BUSY_TIMEOUT)
+        // When the disk is full SQLite ends a transaction by itself, which sqlx does not notice: such a connection
+        // refuses every later transaction. It is replaced.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+        .connect_with(options)
+        .await
 }
 
 /// See [`SqliteLedger::begin`].

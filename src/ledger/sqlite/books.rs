@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, FromRow, Row};
+use sqlx::{AssertSqlSafe, FromRow, Row, Sqlite, Transaction};
 
-use super::{BUSY_TIMEOUT, MIGRATIONS, glance, operator, optional_time};
+use super::{BUSY_TIMEOUT, MIGRATIONS, begin, glance, moving, operator, optional_time};
 use crate::ledger::books::{
     After, Books, Charge, ChargeState, Filter, Found, Glance, Named, Naming, Retried, Retry, Standing, Submission,
     Tally, Task, Workflow,
@@ -74,10 +74,26 @@ impl SqliteBooks {
             };
         }
         let (books, missing) = Self::find(path, BUSY_TIMEOUT).await?;
+        let given_away = if missing.is_none() { moving::refuse(&books.pool, path).await } else { Ok(()) };
         books.close().await;
+        given_away?;
         // SQLite is content to read only; `serve` is not.
         std::fs::OpenOptions::new().append(true).open(path).map_err(|error| fail(error.to_string()))?;
         Ok(if missing.is_some() { Found::Older } else { Found::Ready })
+    }
+
+    /// That there is a ledger at `path`, of this version or an older one.
+    pub(super) async fn exists(path: &Path) -> Result<(), Error> {
+        let (books, _) = Self::find(path, BUSY_TIMEOUT).await?;
+        books.close().await;
+        Ok(())
+    }
+
+    /// A transaction of the operator's, on a ledger that was not given away.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, Error> {
+        let mut tx = begin(&self.pool).await?;
+        moving::refuse(&mut *tx, self.pool.connect_options().get_filename()).await?;
+        Ok(tx)
     }
 
     /// Opens a ledger of this version or an older one, of which it tells the first step of the schema that is missing.
@@ -314,14 +330,14 @@ impl Books for SqliteBooks {
     }
 
     async fn retry(&self, which: Retry<'_>, after: i64, at: Timestamp, limit: u32) -> Result<Vec<Retried>, Error> {
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin().await?;
         let retried = operator::retry(&mut tx, which, after, at, limit).await?;
         tx.commit().await?;
         Ok(retried)
     }
 
     async fn name_owner(&self, naming: Naming<'_>) -> Result<Named, Error> {
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin().await?;
         let named = naming::name_owner(&mut *tx, naming).await?;
         // What is refused has changed nothing.
         tx.commit().await?;

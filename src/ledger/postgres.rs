@@ -16,6 +16,7 @@ mod events;
 mod figures;
 mod glance;
 mod ledger;
+pub mod migrating;
 mod moves;
 mod operator;
 mod pool;
@@ -134,7 +135,8 @@ impl Store {
         let mut lent = self.pool.get().await.map_err(|error| open_error(&self.place, &error))?;
         let making = async {
             self.check_server(&mut lent).await?;
-            self.migrate(&mut lent).await
+            self.migrate(&mut lent).await?;
+            migrating::refuse_half(&mut lent, &self.place).await
         };
         tokio::time::timeout(MIGRATING, making)
             .await

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, Row};
 
 use super::text::{json, stored};
-use super::{Lent, Pool, Writing, glance, missing_step, open_error, operator, optional_time, work};
+use super::{Lent, Pool, Writing, glance, migrating, missing_step, open_error, operator, optional_time, work};
 use crate::config;
 use crate::ledger::books::{
     After, Books, Charge, ChargeState, Filter, Found, Glance, Named, Naming, Retried, Retry, Standing, Submission,
@@ -71,6 +71,9 @@ impl PostgresBooks {
         let there: bool =
             sqlx::query_scalar("SELECT to_regclass('ledger') IS NOT NULL").fetch_one(&mut *lent).await.map_err(fail)?;
         let missing = missing_step(&mut lent).await.map_err(fail)?;
+        if missing.is_none() {
+            migrating::refuse_half(&mut lent, &place).await?;
+        }
         let _ = lent.ping().await;
         lent.give_back();
         pool.close().await;

@@ -94,7 +94,7 @@ impl Pool {
             let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let connection = match self.idle().await {
                 Some(connection) => connection,
-                None => self.connect().await?,
+                None => Self::connect(&self.options()).await?,
             };
             Ok(Lent { connection, pool: self.0.clone(), _permit: permit })
         };
@@ -123,8 +123,20 @@ impl Pool {
         }
     }
 
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.options()).await?;
+    /// A connection beside these, on which nothing is cut short but a wait for somebody's lock.
+    ///
+    /// # Errors
+    /// When there is none within the connect time-out.
+    pub async fn patient(&self) -> Result<PgConnection, sqlx::Error> {
+        let options =
+            self.options().options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
+        timeout(self.0.database.connect_timeout, Self::connect(&options))
+            .await
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
+    async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = PgConnection::connect_with(options).await?;
         // Whoever is told that something is committed has it on the disk, whatever the server's default. A standby takes no writes.
         let row = sqlx::query(
             "SELECT pg_is_in_recovery(), CASE WHEN current_setting('synchronous_commit') = 'off'

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::text::stored;
-use super::{Figures, Store, Writing, text, work};
+use super::{Figures, Store, Writing, migrating, text, work};
 use crate::config;
 use crate::identity::{Identity, Purge};
 use crate::ledger::duty::Duty;
@@ -280,6 +280,8 @@ impl Inner {
     /// Makes itself known. Returns its name.
     async fn register(&self, said: &mut Said, identity: &Identity) -> Result<String, Error> {
         let mut writing = self.store.write().await?;
+        // It may have begun after this one had looked.
+        migrating::refuse_half(writing.tx(), &self.store.place).await?;
         let name = self.free_name(&mut writing).await?;
         let last_purge: i64 =
             sqlx::query_scalar("SELECT COALESCE(MAX(number), 0) FROM purges").fetch_one(writing.tx()).await?;

@@ -10,6 +10,7 @@ use crate::ledger::contract::{Fixture, Store as ContractStore, at, suite};
 mod opening;
 mod replicas;
 mod tls;
+mod migrating;
 mod together;
 
 suite!(PostgresStore);

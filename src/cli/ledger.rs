@@ -6,6 +6,7 @@
 mod attribute;
 mod export;
 mod list;
+mod migrate;
 mod record;
 mod retry;
 mod show;
@@ -27,6 +28,15 @@ const PAGE: u32 = 1000;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    #[command(flatten)]
+    LookAfter(LookAfter),
+    /// Move a SQLite ledger into the PostgreSQL that `TOLLGATE_LEDGER` names
+    MigrateFrom(migrate::Flags),
+}
+
+/// What works on the ledger as it is.
+#[derive(Debug, clap::Subcommand)]
+pub enum LookAfter {
     /// How many of everything, since when, and how much money
     Status(status::Flags),
     /// Charges, the newest first; or workflows that nobody owns
@@ -46,21 +56,11 @@ pub enum Command {
 /// # Errors
 /// What the operator has to know, as one line.
 pub async fn run(command: Command, store: &Store) -> anyhow::Result<ExitCode> {
-    let books: Box<dyn Books> = match store {
-        Store::Sqlite(path) => Box::new(SqliteBooks::open(path).await?),
-        Store::Postgres(database) => Box::new(PostgresBooks::open(database).await?),
-    };
-    let (books, now) = (&*books, Timestamp::now());
-    let mut out = BufWriter::new(io::stdout());
+    let (now, mut out) = (Timestamp::now(), BufWriter::new(io::stdout()));
     let result = match command {
-        Command::Status(flags) => status::run(&flags, books, store, now, &mut out).await,
-        Command::List(flags) => list::run(&flags, books, &mut out).await,
-        Command::Show(flags) => show::run(&flags, books, &mut out).await,
-        Command::Retry(flags) => retry::run(&flags, books, now, &mut out).await,
-        Command::Attribute(flags) => attribute::run(&flags, books, now, &mut out).await,
-        Command::Export(flags) => export::run(&flags, books, now, &mut out).await,
+        Command::MigrateFrom(flags) => migrate::run(&flags, store, now, &mut out).await,
+        Command::LookAfter(command) => with_books(command, store, now, &mut out).await,
     };
-    books.close().await;
     let result = result.and_then(|()| Ok(out.flush()?));
     match result {
         // Whoever reads has seen enough.
@@ -69,4 +69,23 @@ pub async fn run(command: Command, store: &Store) -> anyhow::Result<ExitCode> {
         }
         result => result.map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Runs a command on the ledger as it is.
+async fn with_books(command: LookAfter, store: &Store, now: Timestamp, out: &mut impl Write) -> anyhow::Result<()> {
+    let books: Box<dyn Books> = match store {
+        Store::Sqlite(path) => Box::new(SqliteBooks::open(path).await?),
+        Store::Postgres(database) => Box::new(PostgresBooks::open(database).await?),
+    };
+    let books = &*books;
+    let result = match command {
+        LookAfter::Status(flags) => status::run(&flags, books, store, now, out).await,
+        LookAfter::List(flags) => list::run(&flags, books, out).await,
+        LookAfter::Show(flags) => show::run(&flags, books, out).await,
+        LookAfter::Retry(flags) => retry::run(&flags, books, now, out).await,
+        LookAfter::Attribute(flags) => attribute::run(&flags, books, now, out).await,
+        LookAfter::Export(flags) => export::run(&flags, books, now, out).await,
+    };
+    books.close().await;
+    result
 }

@@ -19,6 +19,7 @@ mod killpoints;
 mod log_service;
 mod logs;
 mod metrics;
+mod moving;
 mod mtls;
 mod operating;
 mod operator;

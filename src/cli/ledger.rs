@@ -31,6 +31,12 @@ pub enum Command {
     #[command(flatten)]
     LookAfter(LookAfter),
     /// Move a SQLite ledger into the PostgreSQL that `TOLLGATE_LEDGER` names
+    ///
+    /// Stop `tollgate serve` first, and start it with `TOLLGATE_LEDGER=postgres://…` when this has ended. Until then neither of
+    /// the two ledgers can be used. What is killed goes on where it was when it is started again.
+    ///
+    /// The source keeps all it has, and is marked: no `serve` starts on it any more, so that nothing is billed from two
+    /// ledgers. `sqlite3 PATH 'DELETE FROM moved'` takes the mark away, once no Tollgate uses the other one.
     MigrateFrom(migrate::Flags),
 }
 

@@ -14,13 +14,6 @@ use crate::ledger::postgres::migrating::{Figure, Outcome, Progress, migrate};
 /// Between two lines on one table.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// Move a SQLite ledger into the PostgreSQL that `TOLLGATE_LEDGER` names, so that several Tollgates can share it
-///
-/// Stop `tollgate serve` first, and start it with `TOLLGATE_LEDGER=postgres://…` when this has ended. Until then neither of the
-/// two ledgers can be used. What is killed goes on where it was when it is started again.
-///
-/// The source keeps all it has, and is marked: no `serve` starts on it any more, so that nothing is billed from two
-/// ledgers. `sqlite3 PATH 'DELETE FROM moved'` takes the mark away.
 #[derive(Debug, clap::Args)]
 pub struct Flags {
     /// The SQLite ledger that is moved

@@ -7,10 +7,10 @@ use crate::ledger::Ledger;
 use crate::ledger::books::Books;
 use crate::ledger::contract::{Fixture, Store as ContractStore, at, suite};
 
+mod migrating;
 mod opening;
 mod replicas;
 mod tls;
-mod migrating;
 mod together;
 
 suite!(PostgresStore);

@@ -15,6 +15,7 @@ pub mod batch;
 pub mod books;
 #[cfg(test)]
 mod contract;
+mod due;
 pub mod duty;
 pub mod group;
 pub mod money;

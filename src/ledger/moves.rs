@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
+use super::group::{Commit, Group};
 use super::recording::{LogTables, REPEATED_WITHIN, SeenPrincipals, see_principals};
 use super::settling::{self, Settling};
-use super::{Attribution, Existence, NewSubmission, NextSweep, Settled, Settlement, ms};
+use super::{Attribution, DueTask, DueWorkflow, Error, Existence, NewSubmission, NextSweep, Settled, Settlement, ms};
 use crate::principal::Principal;
 
 /// One of them.
@@ -24,30 +25,6 @@ pub enum Move {
     PostRejected { task_id: String, answer: String },
 }
 
-impl From<&NewSubmission<'_>> for Move {
-    fn from(submission: &NewSubmission<'_>) -> Self {
-        Self::Open {
-            submission_id: submission.submission_id.to_owned(),
-            principal: submission.principal.clone(),
-            request_id: submission.request_id.to_owned(),
-            at: submission.at,
-        }
-    }
-}
-
-impl Move {
-    /// A task is over.
-    #[must_use]
-    pub fn settle(task_id: &str, workflow_id: Option<&str>, settlement: &Settlement, at: Timestamp) -> Self {
-        Self::Settle {
-            task_id: task_id.to_owned(),
-            workflow_id: workflow_id.map(str::to_owned),
-            settlement: settlement.clone(),
-            at,
-        }
-    }
-}
-
 /// What came of one.
 #[derive(Debug)]
 pub enum Moved {
@@ -55,6 +32,84 @@ pub enum Moved {
     /// Under which id the submission stands.
     Opened(String),
     Settled(Settled),
+}
+
+/// The moves of a ledger, as [`super::Ledger`] has them.
+impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
+    pub(super) async fn open(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
+        let NewSubmission { submission_id, principal, request_id, at } = submission;
+        let this = Move::Open {
+            submission_id: submission_id.to_owned(),
+            principal: principal.clone(),
+            request_id: request_id.to_owned(),
+            at,
+        };
+        match self.commit(this).await? {
+            Moved::Opened(id) => Ok(id),
+            Moved::Done | Moved::Settled(_) => Ok(submission_id.to_owned()),
+        }
+    }
+
+    pub(super) async fn settle(
+        &self,
+        task_id: &str,
+        workflow_id: Option<&str>,
+        settlement: &Settlement,
+        at: Timestamp,
+    ) -> Result<Settled, Error> {
+        let this = Move::Settle {
+            task_id: task_id.to_owned(),
+            workflow_id: workflow_id.map(str::to_owned),
+            settlement: settlement.clone(),
+            at,
+        };
+        match self.commit(this).await? {
+            Moved::Settled(settled) => Ok(settled),
+            Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
+        }
+    }
+
+    pub(super) async fn unsettled(
+        &self,
+        due: &DueTask,
+        again: Option<Timestamp>,
+        existence: Existence,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let (task_id, heard) = (due.task_id.clone(), due.heard);
+        self.commit(Move::Unsettled { task_id, heard, again, existence, at }).await.map(drop)
+    }
+
+    pub(super) async fn swept(
+        &self,
+        due: &DueWorkflow,
+        next: NextSweep,
+        existence: Existence,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let (workflow_id, heard) = (due.workflow_id.clone(), due.heard);
+        self.commit(Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
+    }
+
+    pub(super) async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
+        self.commit(Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
+    }
+
+    pub(super) async fn post_failed(
+        &self,
+        task_id: &str,
+        error: &str,
+        again: Timestamp,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let this = Move::PostFailed { task_id: task_id.to_owned(), error: error.to_owned(), again, at };
+        self.commit(this).await.map(drop)
+    }
+
+    pub(super) async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
+        let this = Move::PostRejected { task_id: task_id.to_owned(), answer: answer.to_owned() };
+        self.commit(this).await.map(drop)
+    }
 }
 
 /// A question after a task that is not over: the task, when to ask again, now, what was heard of it by then, and whether

@@ -7,42 +7,16 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
 use super::Store;
+use crate::ledger::due::Claim;
 use crate::ledger::{Error, Pick, Work, ms};
 
 /// The statement that claims due work, of `$1` the time, `$2` the end of the lease and `$3` how much, which is returned
 /// beside it. Rows that somebody is about to change are passed over, so it waits for nobody.
 pub fn claim(work: Work, pick: Pick) -> (String, u32) {
-    let (table, id, due, tries, is_open) = match work {
-        Work::Tasks => ("tasks", "task_id", "settle_at", "attempts", "state = 'open' AND settle_at <= $1"),
-        Work::Workflows => ("workflows", "workflow_id", "sweep_at", "sweeps", "state = 'open' AND sweep_at <= $1"),
-        Work::Charges => (
-            "charges",
-            "task_id",
-            "post_at",
-            "attempts",
-            "state = 'pending' AND post_at <= $1
-               AND EXISTS (SELECT 1 FROM principals
-                           WHERE principals.principal_id = charges.principal_id AND email IS NOT NULL)",
-        ),
-    };
-    let returned = match work {
-        Work::Tasks => "tasks.task_id, attempts, eager, heard, unknown_since",
-        Work::Workflows => "workflows.workflow_id, sweeps, attribution, noted_at, heard, unknown_since",
-        Work::Charges => {
-            "charges.task_id, workflow_id, principal_id, cost, duration_sec, cost_per_hour, task_status, attempts,
-             (SELECT owner.principal_id FROM workflows AS owner WHERE owner.workflow_id = charges.workflow_id) AS owner,
-             EXISTS (SELECT 1 FROM workflows WHERE workflows.workflow_id = charges.workflow_id
-                     AND workflows.principal_id IS NULL) AS unowned,
-             (SELECT email FROM principals WHERE principals.principal_id = charges.principal_id) AS email"
-        }
-    };
-    let (order, limit) = match pick {
-        Pick::Due(limit) => (due.to_owned(), limit),
-        Pick::LeastTried => (format!("{tries}, {due}"), 1),
-    };
+    let Claim { table, id, is_due, order, limit, returned } = Claim::new(work, pick);
     let statement = format!(
         "WITH due AS MATERIALIZED (
-             SELECT {id} FROM {table} WHERE {is_open} AND leased_until <= $1 ORDER BY {order} LIMIT $3
+             SELECT {id} FROM {table} WHERE {is_due} AND leased_until <= $1 ORDER BY {order} LIMIT $3
              FOR UPDATE SKIP LOCKED)
          UPDATE {table} SET leased_until = $2 FROM due WHERE {table}.{id} = due.{id} RETURNING {returned}"
     );

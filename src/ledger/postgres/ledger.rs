@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::events::{ids, statement};
 use super::{PostgresLedger, charges, count, due, optional_text, optional_time, text, work};
 use crate::access_log::event::Event;
-use crate::ledger::moves::{self, Move, Moved};
+use crate::ledger::moves;
 use crate::ledger::records::{BACKLOG, Counts};
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
@@ -43,11 +43,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        let this = Move::from(&submission);
-        match self.group.commit(this).await? {
-            Moved::Opened(id) => Ok(id),
-            Moved::Done | Moved::Settled(_) => Ok(submission.submission_id.to_owned()),
-        }
+        self.group.open(submission).await
     }
 
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {
@@ -199,8 +195,7 @@ impl Ledger for PostgresLedger {
         existence: Existence,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let (workflow_id, heard) = (due.workflow_id.clone(), due.heard);
-        self.group.commit(Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
+        self.group.swept(due, next, existence, at).await
     }
 
     async fn claim_tasks(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueTask>, Error> {
@@ -225,8 +220,7 @@ impl Ledger for PostgresLedger {
         existence: Existence,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let (task_id, heard) = (due.task_id.clone(), due.heard);
-        self.group.commit(Move::Unsettled { task_id, heard, again, existence, at }).await.map(drop)
+        self.group.unsettled(due, again, existence, at).await
     }
 
     async fn hold_task(&self, due: &DueTask, reason: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
@@ -245,10 +239,7 @@ impl Ledger for PostgresLedger {
         settlement: &Settlement,
         at: Timestamp,
     ) -> Result<Settled, Error> {
-        match self.group.commit(Move::settle(task_id, workflow_id, settlement, at)).await? {
-            Moved::Settled(settled) => Ok(settled),
-            Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
-        }
+        self.group.settle(task_id, workflow_id, settlement, at).await
     }
 
     async fn awaiting_email(&self) -> Result<Vec<String>, Error> {
@@ -267,17 +258,15 @@ impl Ledger for PostgresLedger {
     }
 
     async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        self.group.commit(Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
+        self.group.posted(task_id, at).await
     }
 
     async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
-        let this = Move::PostFailed { task_id: task_id.to_owned(), error: error.to_owned(), again, at };
-        self.group.commit(this).await.map(drop)
+        self.group.post_failed(task_id, error, again, at).await
     }
 
     async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
-        let this = Move::PostRejected { task_id: task_id.to_owned(), answer: answer.to_owned() };
-        self.group.commit(this).await.map(drop)
+        self.group.post_rejected(task_id, answer).await
     }
 
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {

@@ -58,6 +58,9 @@ use crate::upstream::{CallError, Http};
 /// How long a stop waits for the ledger's connections to end.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a replica that starts waits for the others to know of it. A database that is away for longer keeps nobody from being served.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+
 /// The clients of the systems on the other side.
 pub struct Upstreams {
     pub lum_id: LumId,
@@ -183,7 +186,7 @@ impl App {
 
         let ledger = opened.as_ref().map(|opened| opened.ledger.clone());
         let own = opened.as_ref().map(|opened| opened.own(limits, &metrics, &mut registry));
-        let replica = spawn_replica(&mut lifecycle, &stopping, own.as_ref(), &identity);
+        let replica = spawn_replica(&mut lifecycle, &stopping, own.as_ref(), &identity).await;
         let requests = TaskTracker::new();
         let mut guard = None;
         let awaited = Awaited::default();
@@ -301,7 +304,7 @@ async fn close(ledger: Option<Opened>, replica: Option<Replica>) {
 }
 
 /// Makes this process known to those that it shares its ledger with, if it does.
-fn spawn_replica(
+async fn spawn_replica(
     lifecycle: &mut Lifecycle,
     stopping: &Stopping,
     own: Option<&Own>,
@@ -309,6 +312,8 @@ fn spawn_replica(
 ) -> Option<Replica> {
     let replica = own?.replica.clone()?;
     lifecycle.spawn("replica", replica.clone().keep(identity.clone(), stopping.stop.clone()));
+    // Before anything is let through: they would not wait for what it has not recorded.
+    replica.known(KNOWN_WITHIN).await;
     Some(replica)
 }
 

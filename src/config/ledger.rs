@@ -160,17 +160,18 @@ impl Postgres {
                 4..=64,
             )?)
             .unwrap_or(64),
+            // Together well within a lease of work: whoever waited for longer than that would work on what is another one's.
             connect_timeout: seconds(
                 "TOLLGATE_POSTGRES_CONNECT_TIMEOUT_SECS",
                 options.postgres_connect_timeout_secs.clone(),
                 3,
-                1..=60,
+                1..=10,
             )?,
             statement_timeout: seconds(
                 "TOLLGATE_POSTGRES_STATEMENT_TIMEOUT_SECS",
                 options.postgres_statement_timeout_secs.clone(),
                 10,
-                1..=300,
+                1..=15,
             )?,
             replica: replica(options.replica.clone())?,
             state_dir: given(options.state_dir.clone()).map(PathBuf::from),

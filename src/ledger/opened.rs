@@ -60,7 +60,13 @@ impl Opened {
             Store::Postgres(database) => {
                 let figures = Figures::default();
                 figures.register(registry);
-                let open = |folder: &Path| Unrecorded::open(&folder.join("tollgate"));
+                // By its name: another one's would be taken for its own.
+                let name: String = database
+                    .replica
+                    .chars()
+                    .map(|c| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' })
+                    .collect();
+                let open = |folder: &Path| Unrecorded::open(&folder.join(format!("tollgate-{name}")));
                 let kept = database.state_dir.as_deref().map(open).unwrap_or_default();
                 let unrecorded = kept.0.clone();
                 let replica = Replica::new(database, kept, limits.replica_lost_after, (figures, metrics.clone()));

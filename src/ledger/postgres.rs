@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::Row;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnection, PgPoolOptions, PgRow};
 use tokio::sync::Mutex;
 
@@ -127,20 +127,27 @@ impl Store {
             return Ok(());
         }
         // Whoever waits for who sees to it waits no longer than for a connection.
-        let alone = tokio::time::timeout(self.pool.connect_timeout(), self.readying.lock()).await;
-        let _alone = alone.map_err(|_| Error::Database("the ledger is not ready yet".to_owned()))?;
+        let alone = tokio::time::timeout(self.pool.connect_timeout(), self.readying.clone().lock_owned()).await;
+        let alone = alone.map_err(|_| Error::Database("the ledger is not ready yet".to_owned()))?;
         if self.is_ready.load(Ordering::Acquire) {
             return Ok(());
         }
+        // A task of its own: who waits for it may have less patience than a step of the schema takes.
+        let this = self.clone();
+        let making = tokio::spawn(async move {
+            let _alone = alone;
+            tokio::time::timeout(MIGRATING, this.make())
+                .await
+                .unwrap_or_else(|_| Err(Error::Database("the schema was not brought up to date in time".to_owned())))
+        });
+        making.await.unwrap_or_else(|panic| Err(Error::Database(panic.to_string())))
+    }
+
+    async fn make(&self) -> Result<(), Error> {
         let mut lent = self.pool.get().await.map_err(|error| open_error(&self.place, &error))?;
-        let making = async {
-            self.check_server(&mut lent).await?;
-            self.migrate(&mut lent).await?;
-            migrating::refuse_half(&mut lent, &self.place).await
-        };
-        tokio::time::timeout(MIGRATING, making)
-            .await
-            .unwrap_or_else(|_| Err(Error::Database("the schema was not brought up to date in time".to_owned())))?;
+        self.check_server(&mut lent).await?;
+        self.migrate(&mut lent).await?;
+        migrating::refuse_half(&mut lent, &self.place).await?;
         lent.give_back();
         self.is_ready.store(true, Ordering::Release);
         Ok(())
@@ -159,13 +166,18 @@ impl Store {
 
     /// Ten replicas may start at once: whoever comes first does it, under an advisory lock of sqlx's.
     async fn migrate(&self, lent: &mut PgConnection) -> Result<(), Error> {
-        if let Some(step) = missing_step(lent).await.map_err(|error| self.cannot(error.to_string()))? {
+        if let Some(step) = missing_step(lent).await.map_err(|error| open_error(&self.place, &error))? {
             tracing::info!("the ledger's schema lacks step {step}: bringing it up to date");
             // A connection of its own, on which nothing is cut short: a step on a large table takes its time.
             let options = self.pool.options().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options);
             let pool = pool.await.map_err(|error| open_error(&self.place, &error))?;
-            MIGRATIONS.run(&pool).await.map_err(|error| self.cannot(error.to_string()))?;
+            MIGRATIONS.run(&pool).await.map_err(|error| match error {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                    open_error(&self.place, &error)
+                }
+                other => self.cannot(other.to_string()),
+            })?;
             pool.close().await;
         }
         sqlx::query("INSERT INTO ledger (id, born_at) VALUES (1, $1) ON CONFLICT DO NOTHING")
@@ -184,12 +196,14 @@ impl Store {
 fn open_error(place: &str, error: &sqlx::Error) -> Error {
     let cannot = |reason: &str| Error::Open { place: place.to_owned(), reason: reason.to_owned() };
     match error {
-        // Neither a wrong password nor a missing database will pass; a server that starts or stops, or has no place, will.
+        // A wrong password, a missing database, a right that is missing: no wait mends these. A server that starts, stops, fails
+        // over or has no place does so.
         sqlx::Error::Database(database)
-            if !matches!(database.code().as_deref().unwrap_or_default().get(..2), Some("53" | "57" | "08")) =>
+            if matches!(database.code().as_deref().unwrap_or_default().get(..2), Some("28" | "3D" | "42" | "0A")) =>
         {
             cannot(database.message())
         }
+        sqlx::Error::Migrate(newer) => cannot(&newer.to_string()),
         sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => cannot(&error.to_string()),
         error => Error::Database(error.to_string()),
     }
@@ -210,7 +224,7 @@ async fn missing_step(connection: &mut PgConnection) -> Result<Option<i64>, sqlx
     let known: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
     if let Some(newer) = steps.iter().find(|step| !known.contains(step)) {
         let newer = format!("it is of a newer version of Tollgate (its schema has step {newer})");
-        return Err(sqlx::Error::Protocol(newer));
+        return Err(sqlx::Error::Migrate(Box::new(MigrateError::Source(newer.into()))));
     }
     Ok(known.into_iter().find(|step| !steps.contains(step)))
 }

@@ -124,11 +124,13 @@ impl Sweeper {
 
     /// Whether somebody's submission that may have made it is still to be recorded, here or by another replica.
     async fn may_be_missing(&self, workflow: &Workflow, now: Timestamp) -> Result<bool, ledger::Error> {
+        // Without a time nobody is looked for: it is held, whoever may be missing.
+        let Some(taken) = workflow.submitted_at else { return Ok(false) };
         if self.unrecorded.is_uncertain() {
             return Ok(true);
         }
         // Of a clock that runs ahead of ours no more is believed than that it is now.
-        let taken = workflow.submitted_at.unwrap_or(now).min(now);
+        let taken = taken.min(now);
         Ok(self.ledger.recorded_until().await? < taken.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX))
     }
 

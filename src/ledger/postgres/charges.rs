@@ -124,7 +124,7 @@ pub async fn claim(store: &Store, at: Timestamp, lease: Duration, pick: Pick) ->
                 owned.push((charge.task_id, workflow_id));
             }
             // Likewise, and it has lost its owner meanwhile.
-            _ if row.try_get("unowned")? => unowned.push(charge.task_id),
+            (workflow_id, _) if row.try_get("unowned")? => unowned.push((charge.task_id, workflow_id)),
             (workflow_id, _) => claimed.push(DueCharge { workflow_id, ..charge }),
         }
     }
@@ -135,8 +135,13 @@ pub async fn claim(store: &Store, at: Timestamp, lease: Duration, pick: Pick) ->
 }
 
 /// Gives claimed charges back: to the owners of their workflows, or to nobody. In a transaction after the claim, which holds no
-/// lock while it waits for the writer's.
-async fn correct(store: &Store, owned: &[(String, String)], unowned: &[String], at: Timestamp) -> Result<(), Error> {
+/// lock while it waits for the writer's; so an owner may have come meanwhile, of those that had none as well.
+pub(super) async fn correct(
+    store: &Store,
+    owned: &[(String, String)],
+    unowned: &[(String, Option<String>)],
+    at: Timestamp,
+) -> Result<(), Error> {
     let mut writing = store.write().await?;
     let lift = statement(
         "UPDATE charges SET leased_until = 0 WHERE state = 'pending'
@@ -144,13 +149,14 @@ async fn correct(store: &Store, owned: &[(String, String)], unowned: &[String], 
         owned.iter().map(|(task, _)| task).collect::<Vec<_>>(),
     )?;
     lift.execute(writing.tx()).await?;
-    let workflows: Vec<&str> = owned.iter().map(|(_, workflow)| workflow.as_str()).collect();
-    writing.tx().release(&workflows, ms(at)).await?;
     let hold = statement(
         "UPDATE charges SET leased_until = 0, state = 'held', hold_reason = 'no_owner', principal_id = NULL
          WHERE state = 'pending' AND task_id IN (SELECT jsonb_array_elements_text($1::text::jsonb))",
-        unowned,
+        unowned.iter().map(|(task, _)| task).collect::<Vec<_>>(),
     )?;
     hold.execute(writing.tx()).await?;
+    let workflows = owned.iter().map(|(_, workflow)| workflow).chain(unowned.iter().filter_map(|(_, of)| of.as_ref()));
+    let workflows: Vec<&str> = workflows.map(String::as_str).collect();
+    writing.tx().release(&workflows, ms(at)).await?;
     Ok(writing.commit().await?)
 }

@@ -24,8 +24,10 @@ pub async fn retry(
     limit: u32,
 ) -> Result<Vec<Retried>, Error> {
     let (condition, task) = retried(which);
-    let select =
-        format!("SELECT number, {RETRIED} FROM charges WHERE {condition} AND number > $4 ORDER BY number LIMIT $2");
+    // Locked, so that nobody claims what is put up here.
+    let select = format!(
+        "SELECT number, {RETRIED} FROM charges WHERE {condition} AND number > $4 ORDER BY number LIMIT $2 FOR UPDATE"
+    );
     let rows: Vec<RetriedRecord> = sqlx::query_as(AssertSqlSafe(select))
         .bind(ms(at))
         .bind(i64::from(limit))

@@ -66,6 +66,9 @@ impl Pool {
             ("tcp_keepalives_idle", "10"),
             ("tcp_keepalives_interval", "5"),
             ("tcp_keepalives_count", "2"),
+            // Each statement sees what was committed before it: one that saw the past would come after the lock, and not see
+            // what whoever had it has written.
+            ("default_transaction_isolation", "read committed"),
             // A plan for whatever is bound would not know how little a claim takes, and the estimates for rows that come as
             // JSON would have short statements compiled.
             ("plan_cache_mode", "force_custom_plan"),

@@ -64,6 +64,8 @@ struct Inner {
     remembers: bool,
     lost_after: Duration,
     duty: watch::Sender<Option<Instant>>,
+    /// Whether the others know of it, since it began.
+    known: watch::Sender<bool>,
     /// What it said last.
     said: Mutex<Said>,
     woken: Notify,
@@ -100,6 +102,7 @@ impl Replica {
             remembers,
             lost_after,
             duty: watch::Sender::new(None),
+            known: watch::Sender::new(false),
             said: Mutex::default(),
             woken: Notify::new(),
             figures,
@@ -126,8 +129,8 @@ impl Replica {
             }
         };
         let beating = async {
-            while !stop.is_cancelled() {
-                self.beat(&identity).await;
+            // What is given up half-way has not been.
+            while Box::pin(stop.run_until_cancelled(self.beat(&identity))).await.is_some() {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = self.0.woken.notified() => {}
@@ -138,6 +141,12 @@ impl Replica {
         tokio::join!(listening, beating);
         self.0.duty.send_replace(None);
         Ok(())
+    }
+
+    /// Returns when the others know of it, or after a while: nobody is kept waiting by a database that is away.
+    pub async fn known(&self, within: Duration) {
+        let mut known = self.0.known.subscribe();
+        let _ = tokio::time::timeout(within, known.wait_for(|known| *known)).await;
     }
 
     /// Tells the others what is to be forgotten.
@@ -304,6 +313,7 @@ impl Inner {
             said.purge = Some(last_purge);
         }
         said.name = Some(name.clone());
+        self.known.send_replace(true);
         tracing::info!(replica = name, "this replica is {name}");
         Ok(name)
     }

@@ -22,11 +22,14 @@ impl Pruning for PostgresLedger {
     }
 
     async fn find(&self, query: String, after: &(i64, String)) -> Result<Vec<(i64, String)>, Error> {
-        let mut lent = self.store.get().await?;
-        let found: Vec<(i64, Text)> =
-            sqlx::query_as(AssertSqlSafe(query)).bind(after.0).bind(stored(&after.1)).fetch_all(&mut *lent).await?;
-        lent.give_back();
-        Ok(found.into_iter().map(|(at, id)| (at, id.0)).collect())
+        let reading = async {
+            let mut lent = self.store.get().await?;
+            let query = sqlx::query_as(AssertSqlSafe(query)).bind(after.0).bind(stored(&after.1));
+            let found: Vec<(i64, Text)> = query.fetch_all(&mut *lent).await?;
+            lent.give_back();
+            Ok(found.into_iter().map(|(at, id)| (at, id.0)).collect())
+        };
+        self.store.pool.bounded(reading).await
     }
 
     async fn execute(&self, statement: String, ids: Option<&[String]>) -> Result<u64, Error> {

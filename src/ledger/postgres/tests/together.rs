@@ -230,3 +230,18 @@ async fn a_connection_whose_work_went_wrong_or_was_given_up_is_not_used_again() 
     let another: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *lent).await.expect("read");
     assert_ne!(backend, another);
 }
+
+#[tokio::test]
+async fn an_owner_that_comes_between_a_claim_and_its_correction_is_not_lost() {
+    let Some((fixture, _)) = two().await else { return };
+    fixture.workflow("wfl-1", &alice()).await;
+    fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
+    let store = &fixture.store.ledger.store;
+    // As it was read when it was claimed: without an owner. By now it has one.
+    assert_eq!(fixture.due_charges(20).await.len(), 1);
+    crate::ledger::postgres::charges::correct(store, &[], &[("tsk-1".into(), Some("wfl-1".into()))], at(21))
+        .await
+        .expect("committed");
+    let due = fixture.due_charges(21).await;
+    assert_eq!(due[0].principal_id, "alice");
+}

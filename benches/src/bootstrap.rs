@@ -28,7 +28,7 @@ pub enum Authorizer {
 /// # Errors
 /// When Tollgate does not print it.
 pub async fn shipped(context: &Context, authz: SocketAddr) -> Result<String> {
-    envoy_config(&context.program("tollgate")?, "127.0.0.1:0", "127.0.0.1:0", NO_UPSTREAM, &authz.to_string()).await
+    envoy_config(&context.program("tollgate")?, "127.0.0.1:0", "127.0.0.1:0", NO_UPSTREAM, &[&authz.to_string()]).await
 }
 
 /// An Envoy on one thread that answers by itself, once it is ready.

@@ -12,6 +12,8 @@ async fn round(seed: u64, seconds: u64) -> Figures {
         tollgate: binary().to_owned(),
         envoy: envoy_binary(),
         seed,
+        replicas: 1,
+        uncut: None,
         length: Duration::from_secs(seconds),
         outage: Duration::from_secs(2),
         patience: Duration::from_secs(90),

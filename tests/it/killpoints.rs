@@ -91,7 +91,7 @@ async fn killed_between_the_row_of_a_submission_and_its_ok() {
     let mut edge = Edge::start().await;
     let dir = edge.dir.path().canonicalize().expect("a path");
     let (relay, _) =
-        Relay::start(&dir.join("relay.sock"), dir.join("grpc.sock"), fastrand::Rng::new()).expect("listens");
+        Relay::start(&dir.join("relay.sock"), edge.stack.tollgate.grpc(), fastrand::Rng::new()).expect("listens");
     edge.change_bootstrap(&[("grpc.sock", "relay.sock")]).await;
     let answered = relay.withhold("/envoy.service.auth.v3.Authorization/Check");
     let submitting = submitting(&edge);

@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use tokio::task::{JoinSet, LocalSet};
-use tollgate_local::chaos::{Figures, Progress, Report, Round, play};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tollgate_local::chaos::{Figures, Progress, Report, Round, play_apart};
 
-use crate::{Binaries, account::Printer};
+use crate::{Binaries, account::Printer, stop::Stop};
 
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -32,6 +33,9 @@ pub struct ChaosOptions {
     /// Play so many rounds, however long that takes
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     seeds: Option<u64>,
+    /// Tollgates in each round; several share a PostgreSQL, and as root the network between them is cut
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: u8,
     /// Rounds side by side
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
@@ -47,6 +51,9 @@ pub struct ChaosOptions {
     /// Leave the disk alone; filling it needs a file system that only root may mount
     #[arg(long)]
     no_disk: bool,
+    /// Leave the network alone; cutting it needs network namespaces, which only root may make
+    #[arg(long)]
+    no_cuts: bool,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -54,10 +61,6 @@ pub struct ChaosOptions {
 
 /// Plays rounds until the time is over, the seeds are used up, or one fails.
 pub async fn chaos(options: ChaosOptions) -> Result<ExitCode> {
-    LocalSet::new().run_until(play_all(options)).await
-}
-
-async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
     let printer = Printer::new();
     let started = Instant::now();
     let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -70,14 +73,17 @@ async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
     let mut running: BTreeMap<u64, Progress> = BTreeMap::new();
     let (mut next, mut played, mut total, mut failed) = (0, 0_u64, Figures::default(), Vec::new());
     let mut progress = tokio::time::interval(PROGRESS);
+    let (mut signals, stop) = (Stop::listen()?, CancellationToken::new());
     loop {
         let in_time = limit.is_none_or(|limit| started.elapsed() < limit);
         let going = failed.is_empty() || options.keep_going;
-        while going && in_time && next < seeds && rounds.len() < options.jobs {
+        while going && in_time && !stop.is_cancelled() && next < seeds && rounds.len() < options.jobs {
             let round = Round {
                 tollgate: tollgate.clone(),
                 envoy: envoy.clone(),
                 seed: options.seed.wrapping_add(next),
+                replicas: options.replicas,
+                uncut: uncut(&options),
                 length: Duration::from_secs(options.round_secs),
                 outage: Duration::from_secs(options.outage_secs),
                 patience: PATIENCE,
@@ -87,7 +93,8 @@ async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
             next += 1;
             let shown = Progress::default();
             running.insert(round.seed, shown.clone());
-            rounds.spawn_local(async move { (round.seed, play(&round, &shown).await) });
+            let stop = stop.clone();
+            rounds.spawn(async move { (round.seed, play_apart(round, shown, stop).await) });
         }
         tokio::select! {
             ended = rounds.join_next() => {
@@ -108,6 +115,7 @@ async fn play_all(options: ChaosOptions) -> Result<ExitCode> {
                     }
                 }
             }
+            () = signals.asked(), if !stop.is_cancelled() => stop.cancel(),
             _ = progress.tick() => {
                 for (seed, progress) in &running {
                     let figures = progress.figures();
@@ -144,10 +152,18 @@ fn tell(printer: Printer, report: &Report, options: &ChaosOptions, started: Inst
         printer.plain(format_args!("  ledger, logs and timeline are in {}", kept.display()));
     }
     printer.plain(format_args!(
-        "  again: tollgate-local chaos --seed {seed} --round-secs {} --outage-secs {}",
-        options.round_secs, options.outage_secs
+        "  again: tollgate-local chaos --seed {seed} --replicas {} --round-secs {} --outage-secs {}",
+        options.replicas, options.round_secs, options.outage_secs
     ));
     false
+}
+
+/// Why the network is left alone.
+fn uncut(options: &ChaosOptions) -> Option<String> {
+    if options.replicas == 1 {
+        return Some("there is one Tollgate".to_owned());
+    }
+    options.no_cuts.then(|| "it was so wished".to_owned())
 }
 
 fn elapsed(started: Instant) -> String {
@@ -165,12 +181,13 @@ fn line(figures: &Figures) -> String {
 }
 
 /// What is counted beside faults.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
     "calm",
     "crowded",
     "log messages",
     "merged",
     "no disk",
+    "no network",
     "results",
     "rounds",
     "starts",

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::json;
 
-use super::world::{World, ago, millis};
-use crate::{
-    stack::{Meddling, Tollgate},
-    standin::Fault,
+use super::{
+    shared, tollgates,
+    world::{World, ago, millis},
 };
+use crate::{stack::Meddling, standin::Fault};
 
 /// How long after a start Envoy may take to send its log entries again.
-const RECOVERED: Duration = Duration::from_secs(1);
-/// How long Tollgate or Envoy may take to come back, when the disk is full for a part of it.
-const REVIVAL: Duration = Duration::from_mins(1);
+pub(super) const RECOVERED: Duration = Duration::from_secs(1);
+/// How long Tollgate or Envoy may take to come back, when the ledger cannot be written for a part of it.
+pub(super) const REVIVAL: Duration = Duration::from_mins(1);
 
 /// What a fault is about. Each has a slot, so that two do not undo each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +26,12 @@ enum Target {
     LumId,
     Log,
     Disk,
+    Postgres,
+    Network,
 }
 
-const TARGETS: [(Target, u32); 7] = [
+/// How often what is drawn, with one Tollgate.
+const ALONE: &[(Target, u32)] = &[
     (Target::Tollgate, 26),
     (Target::Envoy, 12),
     (Target::Runmesh, 18),
@@ -36,6 +39,17 @@ const TARGETS: [(Target, u32); 7] = [
     (Target::LumId, 8),
     (Target::Log, 14),
     (Target::Disk, 4),
+];
+/// With several that share a ledger.
+const SHARED: &[(Target, u32)] = &[
+    (Target::Tollgate, 26),
+    (Target::Envoy, 8),
+    (Target::Runmesh, 12),
+    (Target::FlowMesh, 12),
+    (Target::LumId, 6),
+    (Target::Log, 10),
+    (Target::Postgres, 13),
+    (Target::Network, 13),
 ];
 
 /// Lets things fail until it is over, and returns when each of them is back.
@@ -53,9 +67,10 @@ pub(super) async fn rage(world: &World, mut random: fastrand::Rng) {
         if world.over.is_cancelled() {
             break;
         }
-        let target = draw(&mut random);
+        let target = draw(if world.shared.is_some() { SHARED } else { ALONE }, &mut random);
         let possible = match target {
-            Target::Log => world.relay.is_some(),
+            Target::Log => !world.relays.is_empty(),
+            Target::Network => world.shared.as_ref().is_some_and(|shared| !shared.nodes.is_empty()),
             Target::Disk => world.disk.is_some(),
             _ => true,
         };
@@ -71,11 +86,11 @@ pub(super) async fn rage(world: &World, mut random: fastrand::Rng) {
     while running.next().await.is_some() {}
 }
 
-fn draw(random: &mut fastrand::Rng) -> Target {
-    let mut dice = random.u32(0..TARGETS.iter().map(|(_, weight)| weight).sum());
-    for (target, weight) in TARGETS {
-        if dice < weight {
-            return target;
+fn draw(targets: &[(Target, u32)], random: &mut fastrand::Rng) -> Target {
+    let mut dice = random.u32(0..targets.iter().map(|(_, weight)| weight).sum());
+    for (target, weight) in targets {
+        if dice < *weight {
+            return *target;
         }
         dice -= weight;
     }
@@ -85,105 +100,21 @@ fn draw(random: &mut fastrand::Rng) -> Target {
 async fn befall(world: &World, target: Target, mut random: fastrand::Rng) {
     let random = &mut random;
     match target {
-        Target::Tollgate => tollgate(world, random).await,
+        Target::Tollgate => tollgates::befall(world, random).await,
         Target::Envoy => envoy(world, random).await,
         Target::Runmesh => runmesh(world, random).await,
         Target::FlowMesh => flowmesh(world, random).await,
         Target::LumId => lum_id(world, random).await,
         Target::Log => log(world, random).await,
         Target::Disk => disk(world, random).await,
+        Target::Postgres => shared::postgres(world, random).await,
+        Target::Network => shared::network(world, random).await,
     }
 }
 
 /// How long an outage lasts.
-fn outage(world: &World, random: &mut fastrand::Rng) -> Duration {
+pub(super) fn outage(world: &World, random: &mut fastrand::Rng) -> Duration {
     world.outage.mul_f64(0.1 + 0.9 * random.f64())
-}
-
-async fn tollgate(world: &World, random: &mut fastrand::Rng) {
-    match random.u32(0..10) {
-        0..3 => {
-            let _floor = world.floor.clear().await;
-            kill_tollgate(world, "Tollgate killed", millis(random, 0..1500)).await;
-        }
-        3..6 => {
-            let _floor = world.floor.clear().await;
-            // Right after somebody got a 201.
-            let _ = tokio::time::timeout(Duration::from_secs(3), world.accepted.notified()).await;
-            tokio::time::sleep(Duration::from_millis(random.u64(0..120))).await;
-            kill_tollgate(world, "Tollgate killed after a 201", millis(random, 0..300)).await;
-        }
-        6 => {
-            let _floor = world.floor.clear().await;
-            for _ in 0..3 {
-                kill_tollgate(world, "Tollgate killed in a burst", millis(random, 0..200)).await;
-                tokio::time::sleep(millis(random, 0..800)).await;
-            }
-        }
-        7 => {
-            let tollgate = world.tollgate.lock().await;
-            let time = millis(random, 200..3000);
-            world.record.count("Tollgate frozen", format_args!("{time:?}"));
-            let _ = tollgate.process().freeze();
-            tokio::time::sleep(time).await;
-            let _ = tollgate.process().thaw();
-        }
-        _ => {
-            let _floor = world.floor.clear().await;
-            stop_tollgate(world, millis(random, 0..500)).await;
-        }
-    }
-}
-
-async fn kill_tollgate(world: &World, kind: &'static str, pause: Duration) {
-    let mut tollgate = world.tollgate.lock().await;
-    let from = world.record.uncommitted_since(ago(Duration::from_secs(1)));
-    world.record.count(kind, format_args!("for {pause:?}"));
-    if let Err(error) = tollgate.kill_hard().await {
-        world.record.fail(format_args!("{error:#}"));
-    }
-    world.record.killed();
-    tokio::time::sleep(pause).await;
-    revive(world, &mut tollgate).await;
-    tokio::time::sleep(RECOVERED).await;
-    world.record.lost_between(from, Instant::now());
-}
-
-async fn stop_tollgate(world: &World, pause: Duration) {
-    let mut tollgate = world.tollgate.lock().await;
-    let from = world.record.uncommitted_since(ago(Duration::from_secs(1)));
-    world.record.count("Tollgate stopped", format_args!("for {pause:?}"));
-    match tollgate.terminate().await {
-        Ok(status) if status.success() => {}
-        Ok(status) if world.record.was_full_lately() => {
-            // What it had received could not be committed.
-            world.record.killed();
-            world.record.count("stops that were not clean", status);
-        }
-        Ok(status) => {
-            let lines = tollgate.process().last_lines();
-            world.record.fail(format_args!("a stop was not clean, {status}; {lines}"));
-        }
-        Err(error) => world.record.fail(format_args!("{error:#}")),
-    }
-    tokio::time::sleep(pause).await;
-    revive(world, &mut tollgate).await;
-    tokio::time::sleep(RECOVERED).await;
-    world.record.lost_between(from, Instant::now());
-}
-
-/// Starts Tollgate again, as its supervisor would: until it runs.
-async fn revive(world: &World, tollgate: &mut Tollgate) {
-    let deadline = Instant::now() + REVIVAL;
-    while let Err(error) = tollgate.restart().await {
-        if Instant::now() > deadline {
-            world.record.fail(format_args!("Tollgate does not start: {error:#}"));
-            return;
-        }
-        world.record.count("starts that failed", format_args!("{error:#}"));
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
-    world.record.note("Tollgate runs");
 }
 
 async fn envoy(world: &World, random: &mut fastrand::Rng) {
@@ -325,11 +256,12 @@ async fn lum_id(world: &World, random: &mut fastrand::Rng) {
 }
 
 async fn log(world: &World, random: &mut fastrand::Rng) {
-    let Some(relay) = &world.relay else { return };
     let time = outage(world, random);
+    let meddle = |how: Meddling| world.relays.iter().for_each(|relay| relay.meddle(how));
     match random.u32(0..4) {
         0 => {
             let count = random.usize(1..200);
+            let Some(relay) = random.choice(&world.relays) else { return };
             match relay.replay(count).await {
                 Ok(sent) => world.record.count("log entries replayed", sent),
                 Err(error) => world.record.note(format_args!("nothing replayed: {error:#}")),
@@ -337,17 +269,17 @@ async fn log(world: &World, random: &mut fastrand::Rng) {
         }
         1 => {
             world.record.count("log entries repeated", format_args!("{time:?}"));
-            relay.meddle(Meddling { repeat: 0.7, ..Meddling::default() });
+            meddle(Meddling { repeat: 0.7, ..Meddling::default() });
             tokio::time::sleep(time).await;
-            relay.meddle(Meddling::default());
+            meddle(Meddling::default());
         }
         drop => {
             let _floor = world.floor.clear().await;
             let (kind, drop) = if drop == 2 { ("log entries lost", 1.0) } else { ("log entries mixed up", 0.2) };
             world.record.count(kind, format_args!("{time:?}"));
-            relay.meddle(Meddling { drop, repeat: 0.2, delay: 0.3 });
+            meddle(Meddling { drop, repeat: 0.2, delay: 0.3 });
             tokio::time::sleep(time).await;
-            relay.meddle(Meddling::default());
+            meddle(Meddling::default());
             tokio::time::sleep(RECOVERED).await;
         }
     }
@@ -358,7 +290,7 @@ async fn disk(world: &World, random: &mut fastrand::Rng) {
     let _floor = world.floor.clear().await;
     let time = outage(world, random);
     world.record.count("disk full", format_args!("{time:?}"));
-    world.record.disk_full(true);
+    let full = world.record.unwritable(None);
     if let Err(error) = disk.fill() {
         world.record.note(format_args!("not filled: {error:#}"));
     }
@@ -366,7 +298,7 @@ async fn disk(world: &World, random: &mut fastrand::Rng) {
     if let Err(error) = disk.empty() {
         world.record.fail(format_args!("{error:#}"));
     }
-    world.record.disk_full(false);
+    world.record.writable(full);
     // The rows that could not be written are written by then, or lost with their process.
     tokio::time::sleep(Duration::from_secs(6)).await;
 }

@@ -1,8 +1,9 @@
 //! Many people at work while everything fails, and the books at the end.
 //!
-//! A round is one stack with a ledger of its own. For a while its people submit, poll, cancel and go away, workers post
+//! A round is one stack with a ledger of its own, with one Tollgate or with several that share it. For a while its people submit, poll, cancel and go away, workers post
 //! results or say nothing, and meanwhile Tollgate and Envoy are killed, FlowMesh, Runmesh and lum.id fail, log entries are
-//! lost, repeated and late, and the disk fills. Then everything is healed, and what Runmesh has accepted must be what
+//! lost, repeated and late, and the disk fills; or one of several Tollgates is killed, frozen or cut off while the others
+//! serve, and their PostgreSQL restarts, crashes and stays away. Then everything is healed, and what Runmesh has accepted must be what
 //! FlowMesh ran: the same executions, the same amounts, the right people, one entry each.
 //!
 //! What happens is drawn from a seed. When it happens depends on the machine as well, so that a seed repeats a round's plan
@@ -14,6 +15,8 @@
 //! what is held must be what this account shows to be undecidable. In the end the operator names the owners, and then
 //! everything must be billed.
 
+mod apart;
+mod bringup;
 mod clients;
 mod disk;
 mod faults;
@@ -23,6 +26,8 @@ mod operator;
 mod people;
 mod record;
 mod round;
+mod shared;
+mod tollgates;
 mod verify;
 mod workers;
 mod world;
@@ -34,6 +39,7 @@ use std::{
     time::Duration,
 };
 
+pub use apart::play_apart;
 pub use round::play;
 
 /// What to play.
@@ -45,6 +51,11 @@ pub struct Round {
     pub envoy: PathBuf,
     /// Draws everything.
     pub seed: u64,
+    /// Tollgates: one with a ledger of SQLite's, or several that share a PostgreSQL.
+    pub replicas: u8,
+    /// Why several are not on machines of their own, between which the network can be cut. They are when this is `None`, and then
+    /// [`play_apart`] has to see to it, because that changes the network of its thread.
+    pub uncut: Option<String>,
     /// How long things fail.
     pub length: Duration,
     /// How long a single outage lasts at most.

@@ -6,19 +6,18 @@ use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
 use super::{
-    ledger,
     verify::{Books, Held},
     world::World,
 };
 
 /// Names the owner of every workflow that is rightly held. Returns how many there were.
 pub(super) async fn name_owners(world: &World, tollgate: &Path) -> Result<usize> {
-    let rows = ledger::read(&world.ledger).await?;
+    let rows = world.ledger.read().await?;
     let Held { undecidable, row_lost, .. } = Books::of(world).held(world, &rows);
     let held: BTreeMap<String, String> = undecidable.into_iter().chain(row_lost).collect();
     for (workflow, owner) in &held {
         let output = Command::new(tollgate)
-            .env("TOLLGATE_LEDGER", format!("sqlite:{}", world.ledger.display()))
+            .env("TOLLGATE_LEDGER", world.ledger.setting())
             .args(["ledger", "attribute", workflow, owner])
             .output()
             .await

@@ -29,6 +29,21 @@ struct Loss {
     to: Instant,
 }
 
+/// A time in which Tollgate could not write its ledger: the disk was full, or the database away.
+#[derive(Clone, Copy, Debug)]
+struct Unwritable {
+    /// Which one could not; `None`: none could.
+    replica: Option<usize>,
+    from: Instant,
+    to: Option<Instant>,
+}
+
+impl Unwritable {
+    fn concerns(&self, replica: usize) -> bool {
+        self.replica.is_none_or(|one| one == replica)
+    }
+}
+
 #[derive(Default)]
 struct State {
     timeline: Vec<String>,
@@ -38,9 +53,9 @@ struct State {
     lost_workflows: HashSet<String>,
     counts: BTreeMap<&'static str, u64>,
     failures: Vec<String>,
-    /// Since when the disk is or was full.
-    full: Vec<(Instant, Option<Instant>)>,
-    killed: Vec<Instant>,
+    unwritable: Vec<Unwritable>,
+    /// Which Tollgate, and when.
+    killed: Vec<(usize, Instant)>,
 }
 
 /// The account of a round.
@@ -107,45 +122,46 @@ impl Record {
         lock(&self.state).lost_workflows.extend(workflows);
     }
 
-    pub fn killed(&self) {
-        lock(&self.state).killed.push(Instant::now());
+    pub fn killed(&self, replica: usize) {
+        lock(&self.state).killed.push((replica, Instant::now()));
     }
 
-    pub fn disk_full(&self, full: bool) {
+    /// This replica, or none at all, can write the ledger from now on until [`Self::writable`] is told of what this returns.
+    pub fn unwritable(&self, replica: Option<usize>) -> usize {
         let mut state = lock(&self.state);
-        let now = Instant::now();
-        if full {
-            state.full.push((now, None));
-        } else if let Some(last) = state.full.last_mut() {
-            last.1.get_or_insert(now);
-        }
+        state.unwritable.push(Unwritable { replica, from: Instant::now(), to: None });
+        state.unwritable.len() - 1
     }
 
-    /// Whether what was received may still not have been committed.
-    pub fn was_full_lately(&self) -> bool {
-        let now = Instant::now();
-        self.uncommitted_since(now) != now
+    pub fn writable(&self, again: usize) {
+        lock(&self.state).unwritable[again].to = Some(Instant::now());
     }
 
-    /// Since when what Tollgate received may not have been committed: the moment given, or since the disk is full.
-    pub fn uncommitted_since(&self, at: Instant) -> Instant {
+    /// Whether what this one received may still not have been committed.
+    pub fn was_unwritable_lately(&self, replica: usize) -> bool {
+        let now = Instant::now();
+        self.uncommitted_since(replica, now) != now
+    }
+
+    /// Since when what a Tollgate received may not have been committed: the moment given, or since it cannot write.
+    pub fn uncommitted_since(&self, replica: usize, at: Instant) -> Instant {
         let state = lock(&self.state);
-        let just_full = |(from, to): &&(Instant, Option<Instant>)| {
-            *from < at && to.is_none_or(|to| to + Duration::from_secs(8) > at)
-        };
-        state.full.iter().find(just_full).map_or(at, |(from, _)| *from)
+        let just_now = state.unwritable.iter().filter(|span| {
+            span.concerns(replica) && span.from < at && span.to.is_none_or(|to| to + Duration::from_secs(8) > at)
+        });
+        just_now.map(|span| span.from).min().unwrap_or(at)
     }
 
-    /// Whether a row could be lost: the disk was full when it was to be written, and Tollgate killed before it was
-    /// possible again.
+    /// Whether a row could be lost: it could not be written when it was to be, and a Tollgate that could not was killed before
+    /// it was possible again.
     pub fn may_lack_its_row(&self, submission: &Submission) -> bool {
         let state = lock(&self.state);
         let slack = Duration::from_secs(10);
-        state.full.iter().any(|(from, to)| {
-            let to = to.unwrap_or_else(Instant::now) + slack;
+        state.unwritable.iter().any(|span| {
+            let to = span.to.unwrap_or_else(Instant::now) + slack;
             submission.sent <= to
-                && submission.answered.is_none_or(|(at, _)| at + slack >= *from)
-                && state.killed.iter().any(|killed| *killed >= *from && *killed <= to)
+                && submission.answered.is_none_or(|(at, _)| at + slack >= span.from)
+                && state.killed.iter().any(|(which, at)| span.concerns(*which) && *at >= span.from && *at <= to)
         })
     }
 
@@ -207,17 +223,19 @@ mod tests {
     }
 
     #[test]
-    fn a_row_may_be_lost_only_with_a_full_disk_and_a_kill() {
+    fn a_row_may_be_lost_only_when_who_cannot_write_is_killed() {
         let record = Record::new();
         let number = record.sending(0);
         let may = || record.may_lack_its_row(&record.submissions()[number]);
-        record.killed();
+        record.killed(1);
         assert!(!may());
-        record.disk_full(true);
+        let full = record.unwritable(Some(1));
         assert!(!may(), "the kill came before");
-        assert!(record.was_full_lately());
-        record.killed();
-        record.disk_full(false);
+        assert!(record.was_unwritable_lately(1) && !record.was_unwritable_lately(0));
+        record.killed(0);
+        assert!(!may(), "another one can");
+        record.killed(1);
+        record.writable(full);
         assert!(may());
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Figures, Progress, Report, Round, clients, faults, ledger, operator,
+    Figures, Progress, Report, Round, clients, faults, operator, shared,
     verify::{Books, Held},
     workers,
     world::{REPEATS, World},
@@ -39,7 +39,9 @@ pub async fn play(round: &Round, progress: &Progress) -> Result<Report> {
     observe(&world, progress);
     let figures = progress.figures();
     let _ = world.envoy.lock().await.kill_hard().await;
-    let _ = world.tollgate.lock().await.kill_hard().await;
+    for tollgate in &world.tollgates {
+        let _ = tollgate.lock().await.kill_hard().await;
+    }
     if failures.is_empty() {
         return Ok(Report { seed: round.seed, figures, failures, kept: None });
     }
@@ -97,7 +99,7 @@ async fn act(world: &Arc<World>, round: &Round, random: &mut fastrand::Rng, prog
     world.runmesh.heal();
     world.flowmesh.heal();
     world.lum_id.heal();
-    world.envoy.lock().await.wait_for_tollgate(Duration::from_secs(30)).await?;
+    shared::all_serve(world).await?;
     clients::show_addresses(world).await;
     workers::end_everything(world, random);
     clients::look_again(world, random).await;
@@ -144,10 +146,13 @@ async fn quiet(world: &World, patience: Duration, progress: &Progress) -> Result
     loop {
         observe(world, progress);
         let missing = Books::of(world).missing().len();
-        let tollgate = world.tollgate.lock().await;
-        if tollgate.process().exited().is_some() {
-            bail!("Tollgate has ended by itself");
+        for tollgate in &world.tollgates {
+            if tollgate.lock().await.process().exited().is_some() {
+                bail!("a Tollgate has ended by itself");
+            }
         }
+        // Each tells of the whole ledger.
+        let tollgate = world.tollgates[0].lock().await;
         let (mut work, mut held) = (0.0, 0.0);
         for metric in ["tollgate_due_tasks", "tollgate_charges_pending"] {
             work += tollgate.metric(metric).await.unwrap_or(1.0);
@@ -181,9 +186,15 @@ async fn quiet(world: &World, patience: Duration, progress: &Progress) -> Result
 
 /// The last stop.
 async fn stop(world: &World) -> Result<()> {
-    let status = world.tollgate.lock().await.terminate().await?;
-    if !status.success() {
-        world.record.fail(format_args!("the last stop was not clean: {status}"));
+    for tollgate in &world.tollgates {
+        let status = tollgate.lock().await.terminate().await?;
+        if !status.success() {
+            world.record.fail(format_args!("the last stop was not clean: {status}"));
+        }
+    }
+    let left = world.ledger.replicas().await?;
+    if !left.is_empty() {
+        world.record.fail(format_args!("after an orderly stop these are still said to be there: {left:?}"));
     }
     for violation in world.lum_id.violations().into_iter().chain(world.runmesh.violations()) {
         world.record.fail(format_args!("against the contract: {violation}"));
@@ -194,7 +205,7 @@ async fn stop(world: &World) -> Result<()> {
 /// The books. Returns how many workflows are rightly held.
 async fn compare(world: &World, calm: bool) -> Result<usize> {
     let books = Books::of(world);
-    let rows = ledger::read(&world.ledger).await?;
+    let rows = world.ledger.read().await?;
     let Held { undecidable, row_lost, wrong } = books.held(world, &rows);
     for what in books.wrong(world).into_iter().chain(wrong) {
         world.record.fail(what);

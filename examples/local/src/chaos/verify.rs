@@ -111,7 +111,8 @@ impl Books {
 pub(super) struct Held {
     /// Nobody could tell whose it is.
     pub undecidable: BTreeMap<String, String>,
-    /// The row of its submission could not be written while the disk was full, and Tollgate was killed before it could.
+    /// A submission's row could not be written while the disk was full or the database away, and Tollgate was killed before it
+    /// could.
     pub row_lost: BTreeMap<String, String>,
     pub wrong: Vec<String>,
 }
@@ -143,13 +144,21 @@ fn justify(
     let mut theirs = submissions.iter().filter(|other| other.person == own.person);
     let row_lost = theirs.any(|other| world.record.may_lack_its_row(other));
     let wrong = |text| if row_lost { Ok((Why::RowLost, owner.clone())) } else { Err(text) };
+    // FlowMesh's clock may differ by five seconds, and that of this account by a little.
+    let until = task.submitted_at + jiff::SignedDuration::from_secs(6);
+    if reason == "submissions of about its time could not be written down" {
+        // Anybody's: whoever is missing may be the one.
+        let missing = |other: &&Submission| other.sent_at <= until && world.record.may_lack_its_row(other);
+        return match submissions.iter().find(missing) {
+            Some(_) => Ok((Why::RowLost, owner.clone())),
+            None => Err("held for a row that could be written"),
+        };
+    }
     if let Some((_, names)) = reason.split_once("submissions of several were open at its time: ") {
         let candidates: Vec<&str> = names.split(", ").collect();
         if !candidates.contains(&owner.as_str()) {
             return wrong("held, and its owner is no candidate");
         }
-        // FlowMesh's clock may differ by five seconds, and that of this account by a little.
-        let until = task.submitted_at + jiff::SignedDuration::from_secs(6);
         let open = |candidate: &str| {
             submissions.iter().any(|other| {
                 world.people[other.person].sub == candidate

@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,14 +13,16 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Round,
+    Round, bringup,
     disk::Disk,
     floor::Floor,
+    ledger::Place,
     people::{Person, everybody},
     record::Record,
+    shared::Shared,
 };
 use crate::{
-    stack::{Envoy, Meddled, Output, PEOPLE, Ports, Relay, Stack, StackOptions, Tollgate, http_client},
+    stack::{Envoy, Meddled, Output, PEOPLE, Relay, Tollgate, http_client},
     standin::{FlowMesh, LumId, Runmesh, RunmeshHappened, Task},
 };
 
@@ -28,8 +30,6 @@ use crate::{
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 /// Tasks are named after their submission.
 const NAME: &str = "chaos-";
-/// Where Envoy's log goes instead of to Tollgate.
-const RELAY: &str = "relay.sock";
 /// Posts of what Runmesh had accepted before.
 pub(super) const REPEATS: &str = "entries repeated";
 
@@ -37,10 +37,13 @@ pub(super) struct World {
     pub lum_id: LumId,
     pub runmesh: Runmesh,
     pub flowmesh: FlowMesh,
-    pub tollgate: Mutex<Tollgate>,
+    pub tollgates: Vec<Mutex<Tollgate>>,
     pub envoy: Mutex<Envoy>,
-    pub relay: Option<Relay>,
+    /// In front of each Tollgate's log service, or none.
+    pub relays: Vec<Relay>,
     pub disk: Option<Disk>,
+    /// Where there are several Tollgates.
+    pub shared: Option<Shared>,
     pub edge: String,
     pub http: reqwest::Client,
     pub people: Vec<Person>,
@@ -50,7 +53,7 @@ pub(super) struct World {
     pub accepted: Notify,
     /// No new work from now on.
     pub over: CancellationToken,
-    pub ledger: PathBuf,
+    pub ledger: Place,
     pub outage: Duration,
 }
 
@@ -65,70 +68,29 @@ impl World {
         if relayed {
             record.tick("rounds with a relay", 1);
         }
-        let disk = if round.disk {
-            let mounted = Disk::mount(&dir.join("disk"));
-            mounted.inspect_err(|error| record.count("no disk to fill", format_args!("{error:#}"))).ok()
-        } else {
-            None
-        };
-        std::fs::create_dir_all(dir.join("disk"))?;
-        let ledger = dir.join("disk/ledger.db");
         record.note(format_args!("seed {}: calm {calm}, relayed {relayed}, interval {interval} s", round.seed));
-        let mut port = || free_port(random);
-        let ports = Ports {
-            edge: port()?,
-            tollgate_admin: port()?,
-            envoy_admin: 0,
-            lum_id: port()?,
-            runmesh: port()?,
-            flowmesh: port()?,
-        };
-        let stack = Stack::start(StackOptions {
-            tollgate: round.tollgate.clone(),
-            envoy: round.envoy.clone(),
-            ports,
-            dir: dir.to_owned(),
-            settings: vec![
-                ("TOLLGATE_LEDGER", format!("sqlite:{}", ledger.display())),
-                ("TOLLGATE_RECONCILE_INTERVAL_SECS", interval.to_string()),
-                ("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned()),
-                ("TOLLGATE_LOG", "info,tollgate::authz=debug".to_owned()),
-            ],
-            tollgate_output: Some(watched(dir.join("tollgate.log"), record.clone())?),
-            envoy_output: Some(watched(dir.join("envoy.log"), record.clone())?),
-        });
-        let Stack { lum_id, runmesh, flowmesh, tollgate, mut envoy, .. } = stack.await?;
-        let people = everybody(&lum_id, &runmesh);
-        let relay = if relayed {
-            let socket = PathBuf::from(tollgate.grpc().trim_start_matches("unix:"));
-            let (relay, meddled) = Relay::start(&dir.join(RELAY), socket, random.fork())?;
-            tokio::spawn(note_meddling(meddled, record.clone()));
-            let upstream = flowmesh.url().trim_start_matches("http://").to_owned();
-            let listen = format!("127.0.0.1:{}", ports.edge);
-            let bootstrap = tollgate.envoy_config(&listen, "127.0.0.1:0", &upstream).await?;
-            let (direct, other) = ("load_assignment: *tollgate", assignment(&dir.canonicalize()?.join(RELAY)));
-            if !bootstrap.contains(direct) {
-                bail!("the bootstrap has no {direct}");
-            }
-            envoy.kill_hard().await?;
-            let output = watched(dir.join("envoy.log"), record.clone())?;
-            let bootstrap = bootstrap.replace(direct, &other);
-            envoy = Envoy::start(&round.envoy, &bootstrap, dir, 2, Some(output)).await?;
-            envoy.wait_for_tollgate(Duration::from_secs(15)).await?;
-            Some(relay)
+        let settings = vec![
+            ("TOLLGATE_RECONCILE_INTERVAL_SECS", interval.to_string()),
+            ("TOLLGATE_RECONCILE_GRACE_SECS", "1".to_owned()),
+            ("TOLLGATE_LOG", "info,tollgate::authz=debug".to_owned()),
+        ];
+        let up = if round.replicas > 1 {
+            bringup::several(round, dir, settings, relayed, &record, random).await?
         } else {
-            None
+            bringup::one(round, dir, settings, relayed, &record, random).await?
         };
-        let edge = envoy.edge_url().to_owned();
-        tokio::spawn(count_repeats(runmesh.subscribe(), record.clone()));
+        let people = everybody(&up.lum_id, &up.runmesh);
+        let edge = up.envoy.edge_url().to_owned();
+        tokio::spawn(count_repeats(up.runmesh.subscribe(), record.clone()));
         Ok(Self {
-            lum_id,
-            runmesh,
-            flowmesh,
-            tollgate: Mutex::new(tollgate),
-            envoy: Mutex::new(envoy),
-            relay,
-            disk,
+            lum_id: up.lum_id,
+            runmesh: up.runmesh,
+            flowmesh: up.flowmesh,
+            tollgates: up.tollgates.into_iter().map(Mutex::new).collect(),
+            envoy: Mutex::new(up.envoy),
+            relays: up.relays,
+            disk: up.disk,
+            shared: up.shared,
             edge,
             http: http_client()?,
             people,
@@ -136,7 +98,7 @@ impl World {
             record,
             accepted: Notify::new(),
             over: CancellationToken::new(),
-            ledger,
+            ledger: up.ledger,
             outage: round.outage,
         })
     }
@@ -176,16 +138,8 @@ pub(super) fn ago(time: Duration) -> Instant {
     now.checked_sub(time).unwrap_or(now)
 }
 
-/// An endpoint of the log's own in place of the one that it shares.
-fn assignment(socket: &Path) -> String {
-    format!(
-        "load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: \
-         \"{}\"}}}}}}}}]}}]}}",
-        socket.display()
-    )
-}
-
-async fn note_meddling(mut meddled: mpsc::UnboundedReceiver<Meddled>, record: Arc<Record>) {
+/// Notes what a relay does to messages.
+pub(super) async fn note_meddling(mut meddled: mpsc::UnboundedReceiver<Meddled>, record: Arc<Record>) {
     while let Some(meddled) = meddled.recv().await {
         match meddled {
             Meddled::Dropped(workflows) => {
@@ -200,7 +154,8 @@ async fn note_meddling(mut meddled: mpsc::UnboundedReceiver<Meddled>, record: Ar
     }
 }
 
-fn free_port(random: &mut fastrand::Rng) -> Result<u16> {
+/// A port that is free, and stays so when who has it is down for a while.
+pub(super) fn free_port(random: &mut fastrand::Rng) -> Result<u16> {
     for _ in 0..1000 {
         // Not from the seed alone: rounds side by side would want the same.
         let port = random.u16(PORTS) ^ u16::try_from(std::process::id() & 0x3f).unwrap_or(0);
@@ -220,10 +175,10 @@ async fn count_repeats(mut happenings: mpsc::UnboundedReceiver<RunmeshHappened>,
     }
 }
 
-/// Writes the lines of a process to a file, and looks at each: no token, no e-mail address, no panic.
-fn watched(file: PathBuf, record: Arc<Record>) -> Result<Output> {
+/// Writes the lines of a process to a file, and looks at each: no token, no e-mail address, nothing of what is `secret`, no panic.
+pub(super) fn watched(file: &Path, secret: Option<String>, record: Arc<Record>) -> Result<Output> {
     let (sender, mut lines) = mpsc::unbounded_channel::<String>();
-    let out = std::fs::OpenOptions::new().create(true).append(true).open(&file);
+    let out = std::fs::OpenOptions::new().create(true).append(true).open(file);
     let mut out = std::io::BufWriter::new(out.with_context(|| format!("cannot write {}", file.display()))?);
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     tokio::spawn(async move {
@@ -231,6 +186,7 @@ fn watched(file: PathBuf, record: Arc<Record>) -> Result<Output> {
             let _ = writeln!(out, "{line}");
             let _ = out.flush();
             let told = line.contains("lm_pat_live_") || line.contains("@example.com");
+            let told = told || secret.as_ref().is_some_and(|secret| line.contains(secret));
             if told || PEOPLE.iter().any(|person| line.contains(person.email)) {
                 record.fail(format_args!("a secret in {name}: {line}"));
             }

@@ -8,7 +8,9 @@
 
 mod authority;
 mod envoy;
+mod network;
 mod ports;
+mod postgres;
 mod process;
 mod relay;
 mod tollgate;
@@ -22,7 +24,9 @@ use anyhow::{Context as _, Result};
 pub use crate::cast::{ACME, ALICE, BOB, PAUPER, PEOPLE, Person, WORKERS};
 pub use authority::{Authority, Identity};
 pub use envoy::Envoy;
+pub use network::{Cut, HUB, Node, lay_out, leave_for_hub};
 pub use ports::{Port, check_ports, free_port};
+pub use postgres::Postgres;
 pub use process::{Output, Process};
 pub use relay::{Meddled, Meddling, Relay};
 pub use tollgate::{Tollgate, envoy_config, metric};

@@ -7,7 +7,8 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    path::{Path, PathBuf},
+    path::Path,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,7 +25,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixListener, UnixStream},
     sync::{Notify, mpsc},
 };
 
@@ -33,6 +35,9 @@ const METHOD: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessL
 const KEPT: usize = 400;
 /// Those larger than this are not kept.
 const KEPT_BYTES: usize = 256 * 1024;
+
+/// How long Tollgate may take to be connected to.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
@@ -58,8 +63,14 @@ pub enum Meddled {
     Delayed,
 }
 
+/// A connection of whichever kind.
+trait Connection: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Connection for T {}
+
 struct Shared {
-    socket: PathBuf,
+    /// As [`Tollgate::grpc`](super::Tollgate::grpc) has it.
+    tollgate: String,
     meddling: Mutex<Meddling>,
     kept: Mutex<VecDeque<Bytes>>,
     random: Mutex<fastrand::Rng>,
@@ -75,20 +86,20 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Listens on the Unix socket `listen`, in front of Tollgate's `socket`. `random` decides what happens to which
-    /// message; the receiver is told.
+    /// Listens on the Unix socket `listen`, in front of the Tollgate whose gRPC address this is. `random` decides what happens to
+    /// which message; the receiver is told.
     ///
     /// # Errors
     /// When it cannot listen.
     pub fn start(
         listen: &Path,
-        socket: PathBuf,
+        tollgate: &str,
         random: fastrand::Rng,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Meddled>)> {
         let listener = UnixListener::bind(listen).with_context(|| format!("cannot listen on {}", listen.display()))?;
         let (told, telling) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            socket,
+            tollgate: tollgate.to_owned(),
             meddling: Mutex::default(),
             kept: Mutex::default(),
             random: Mutex::new(random),
@@ -133,7 +144,7 @@ impl Relay {
         lock(&self.shared.random).shuffle(&mut messages);
         messages.truncate(count);
         let sent = messages.len();
-        let stream = UnixStream::connect(&self.shared.socket).await.context("no Tollgate")?;
+        let stream = self.shared.connect().await?;
         let (mut sender, driver) = client::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         let driver = tokio::spawn(driver);
         let frames = stream::iter(messages.into_iter().map(|message| Ok::<_, Infallible>(Frame::data(message))));
@@ -151,7 +162,7 @@ impl Relay {
 }
 
 async fn connection(inbound: UnixStream, shared: Arc<Shared>) {
-    let Ok(outbound) = UnixStream::connect(&shared.socket).await else { return };
+    let Ok(outbound) = shared.connect().await else { return };
     let outbound = TokioIo::new(outbound);
     let Ok((sender, driver)) = client::handshake::<_, _, Body>(TokioExecutor::new(), outbound).await else { return };
     let service = service_fn(move |request| forward(request, sender.clone(), shared.clone()));
@@ -214,6 +225,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    async fn connect(&self) -> Result<Pin<Box<dyn Connection>>> {
+        let connecting = async {
+            Ok::<Pin<Box<dyn Connection>>, std::io::Error>(match self.tollgate.strip_prefix("unix:") {
+                Some(socket) => Box::pin(UnixStream::connect(socket).await?),
+                None => Box::pin(TcpStream::connect(&self.tollgate).await?),
+            })
+        };
+        tokio::time::timeout(CONNECT_LIMIT, connecting).await.context("no Tollgate in time")?.context("no Tollgate")
+    }
+
     fn tell(&self, meddled: Meddled) {
         // Not everybody wants to know.
         let _ = self.told.send(meddled);

@@ -1,8 +1,9 @@
 //! `tollgate serve` as a child process.
 
 use std::{
+    ffi::OsStr,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitStatus,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::{Output, Process, START_LIMIT, http_client, wait_for};
+use super::{Node, Output, Process, START_LIMIT, http_client, wait_for};
 
 /// An orderly stop takes about three seconds by design; its own deadline ends it after fifteen more.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -22,7 +23,8 @@ const FOREIGN: [&str; 8] =
 /// A running Tollgate.
 #[derive(Debug)]
 pub struct Tollgate {
-    binary: PathBuf,
+    /// What runs it, and its path.
+    program: Vec<String>,
     settings: Vec<(String, String)>,
     output: Option<Output>,
     process: Process,
@@ -45,13 +47,28 @@ impl Tollgate {
     /// # Errors
     /// When it does not start, ends early or is not ready in time; its last lines are in the message.
     pub async fn start(binary: &Path, settings: &[(&str, String)], output: Option<Output>) -> Result<Self> {
+        Self::start_on(None, binary, settings, output).await
+    }
+
+    /// As [`Self::start`], on another machine of the network.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_on(
+        node: Option<&Node>,
+        binary: &Path,
+        settings: &[(&str, String)],
+        output: Option<Output>,
+    ) -> Result<Self> {
+        let mut program: Vec<String> = node.map(Node::entering).into_iter().flatten().collect();
+        program.push(binary.to_str().with_context(|| format!("{} is no text", binary.display()))?.to_owned());
         let mut settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         if !settings.iter().any(|(name, _)| name == "TOLLGATE_LOG_FORMAT") {
             settings.push(("TOLLGATE_LOG_FORMAT".to_owned(), "json".to_owned()));
         }
         let http = http_client()?;
-        let (process, bound) = launch(binary, &settings, output.clone(), &http).await?;
-        Ok(Self { binary: binary.to_owned(), settings, output, process, bound, http })
+        let (process, bound) = launch(&program, &settings, output.clone(), &http).await?;
+        Ok(Self { program, settings, output, process, bound, http })
     }
 
     /// Starts it again, with the same settings, after [`Self::kill_hard`] or [`Self::terminate`]. It gets
@@ -71,7 +88,7 @@ impl Tollgate {
                 _ => {}
             }
         }
-        let (process, bound) = launch(&self.binary, &settings, self.output.clone(), &self.http).await?;
+        let (process, bound) = launch(&self.program, &settings, self.output.clone(), &self.http).await?;
         (self.process, self.bound) = (process, bound);
         Ok(())
     }
@@ -103,7 +120,8 @@ impl Tollgate {
     /// # Errors
     /// When `tollgate envoy-config` refuses.
     pub async fn envoy_config(&self, listen: &str, admin: &str, upstream: &str) -> Result<String> {
-        envoy_config(&self.binary, listen, admin, upstream, self.grpc()).await
+        let binary = Path::new(self.program.last().context("Tollgate has no program")?);
+        envoy_config(binary, listen, admin, upstream, &[self.grpc()]).await
     }
 
     /// The sum over all labels of a metric, or one series of it when `name` has its labels as `/metrics` writes them;
@@ -164,9 +182,16 @@ pub async fn metric(http: &reqwest::Client, admin: &str, name: &str) -> Option<f
 ///
 /// # Errors
 /// When it refuses, with what it says.
-pub async fn envoy_config(binary: &Path, listen: &str, admin: &str, upstream: &str, tollgate: &str) -> Result<String> {
+pub async fn envoy_config(
+    binary: &Path,
+    listen: &str,
+    admin: &str,
+    upstream: &str,
+    tollgates: &[&str],
+) -> Result<String> {
     let printed = command(binary)
-        .args(["envoy-config", "--listen", listen, "--admin", admin, "--upstream", upstream, "--tollgate", tollgate])
+        .args(["envoy-config", "--listen", listen, "--admin", admin, "--upstream", upstream])
+        .args(tollgates.iter().flat_map(|tollgate| ["--tollgate", tollgate]))
         .output()
         .await
         .with_context(|| format!("cannot run {} envoy-config", binary.display()))?;
@@ -177,7 +202,7 @@ pub async fn envoy_config(binary: &Path, listen: &str, admin: &str, upstream: &s
     String::from_utf8(printed.stdout).context("the bootstrap is not text")
 }
 
-fn command(binary: &Path) -> Command {
+fn command(binary: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         let upper = name.to_string_lossy().to_ascii_uppercase();
@@ -189,14 +214,15 @@ fn command(binary: &Path) -> Command {
 }
 
 async fn launch(
-    binary: &Path,
+    program: &[String],
     settings: &[(String, String)],
     output: Option<Output>,
     http: &reqwest::Client,
 ) -> Result<(Process, Bound)> {
     let setting = |wanted: &str| settings.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-    let mut command = command(binary);
-    command.arg("serve").envs(settings.iter().cloned());
+    let (first, more) = program.split_first().context("nothing to run")?;
+    let mut command = command(first);
+    command.args(more).arg("serve").envs(settings.iter().cloned());
     let process = Process::start("tollgate", command, output)?;
     let bound = if setting("TOLLGATE_LOG_FORMAT") == Some("json") {
         let line = wait_for("Tollgate to say that it serves", START_LIMIT, async || {

@@ -115,7 +115,7 @@ impl Stack {
         settings.extend(more);
         let upstream = flowmesh.url().trim_start_matches("http://").to_owned();
         let bootstrap =
-            envoy_config(&tollgate, &local(ports.edge), &local(ports.envoy_admin), &upstream, &grpc).await?;
+            envoy_config(&tollgate, &local(ports.edge), &local(ports.envoy_admin), &upstream, &[&grpc]).await?;
         let tollgate = Tollgate::start(&tollgate, &settings, tollgate_output).await?;
         let envoy = Envoy::start(&envoy, &bootstrap, &dir, 2, envoy_output).await?;
         envoy.wait_for_tollgate(Duration::from_secs(15)).await?;

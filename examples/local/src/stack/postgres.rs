@@ -1,0 +1,106 @@
+//! A PostgreSQL of one's own, made by `scripts/postgres`.
+
+use std::{
+    fs::{OpenOptions, Permissions},
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A server with a data folder of its own. It ends with its handle, as in a crash.
+#[derive(Debug)]
+pub struct Postgres {
+    dir: PathBuf,
+    url: String,
+}
+
+impl Postgres {
+    /// The version that there is on this machine, such as `15.18`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn version() -> Result<String> {
+        script(&["version"])
+    }
+
+    /// Makes one in `dir`, an existing folder that other users may enter, and starts it. It listens on the address `host` of this
+    /// machine, and whoever reaches that address and knows the password may use it.
+    ///
+    /// # Errors
+    /// When there is no PostgreSQL, or it does not start.
+    pub fn start_new(dir: &Path, host: &str, port: u16) -> Result<Self> {
+        // As root it runs as a user of its own, who must get there.
+        std::fs::set_permissions(dir, Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot open {} for the user of PostgreSQL", dir.display()))?;
+        let dir = dir.join("postgres");
+        let path = text(&dir)?.to_owned();
+        let url = script(&["make", &path, &port.to_string()])?.replace("127.0.0.1", host);
+        append(&dir.join("data/postgresql.conf"), &format!("listen_addresses = '{host}'\n"))?;
+        append(&dir.join("data/pg_hba.conf"), "host all all samenet scram-sha-256\n")?;
+        let server = Self { dir, url };
+        server.start()?;
+        Ok(server)
+    }
+
+    /// Of a superuser, with the password.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Starts it again, and returns when it takes connections.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start(&self) -> Result<()> {
+        script(&["start", text(&self.dir)?]).map(drop)
+    }
+
+    /// An orderly stop, which cuts off whoever is connected.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&self) -> Result<()> {
+        script(&["stop", text(&self.dir)?, "fast"]).map(drop)
+    }
+
+    /// A crash: it writes nothing any more and recovers at its next start.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn crash(&self) -> Result<()> {
+        script(&["stop", text(&self.dir)?, "immediate"]).map(drop)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // One that is stopped already says so.
+        let _ = self.crash();
+    }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}
+
+fn append(file: &Path, line: &str) -> Result<()> {
+    OpenOptions::new()
+        .append(true)
+        .open(file)
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What `scripts/postgres` prints.
+fn script(arguments: &[&str]) -> Result<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/postgres");
+    let output = Command::new(script).args(arguments).output().with_context(|| format!("cannot run {script}"))?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}

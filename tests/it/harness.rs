@@ -9,6 +9,7 @@ mod memory;
 mod name_server;
 mod postgres;
 mod recorder;
+pub mod shared;
 mod websocket;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ pub use memory::Memory;
 pub use name_server::NameServer;
 pub use postgres::postgres_database;
 pub use recorder::Recorder;
+pub use shared::Shared;
 pub use websocket::WebSocket;
 
 /// How long anything may take that is not expected to take long.

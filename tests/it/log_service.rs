@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tollgate_local::stack::{ALICE, BOB, wait_for};
 use tollgate_local::standin::Outcome;
+use tonic::transport::Channel;
 
 use crate::harness::direct::channel;
 use crate::harness::{Edge, SOON, answer};
@@ -45,18 +46,39 @@ fn look_at(task: &str, padding: usize) -> HttpAccessLogEntry {
     }
 }
 
-fn message(entries: Vec<HttpAccessLogEntry>) -> StreamAccessLogsMessage {
+pub fn message(entries: Vec<HttpAccessLogEntry>) -> StreamAccessLogsMessage {
     let logs = HttpAccessLogEntries { log_entry: entries };
     StreamAccessLogsMessage { log_entries: Some(LogEntries::HttpLogs(logs)), ..StreamAccessLogsMessage::default() }
 }
 
 /// An open stream, to which messages can be sent.
 async fn stream(edge: &Edge) -> mpsc::Sender<StreamAccessLogsMessage> {
-    let mut client = AccessLogServiceClient::new(channel(edge).await);
+    stream_on(channel(edge).await)
+}
+
+/// An open stream to the Tollgate at the other end.
+pub fn stream_on(channel: Channel) -> mpsc::Sender<StreamAccessLogsMessage> {
+    let mut client = AccessLogServiceClient::new(channel);
     let (sender, messages) = mpsc::channel(1);
     // Ends with the sender.
     tokio::spawn(async move { client.stream_access_logs(ReceiverStream::new(messages)).await });
     sender
+}
+
+/// Sends entries about fifty tasks until they find no room anywhere on the way. Returns how many went.
+pub async fn send_until_held_up(stream: &mpsc::Sender<StreamAccessLogsMessage>) -> usize {
+    const ENTRIES: usize = 40_000;
+    let mut sent = 0;
+    for batch in (0..ENTRIES).collect::<Vec<_>>().chunks(100) {
+        let entries = message(batch.iter().map(|n| look_at(&format!("tsk-{}", n % 50), 512)).collect());
+        if tokio::time::timeout(Duration::from_millis(500), stream.reserve()).await.is_err() {
+            break;
+        }
+        stream.send(entries).await.expect("sent");
+        sent += batch.len();
+    }
+    assert!(sent < ENTRIES, "the sender was held up");
+    sent
 }
 
 #[tokio::test]
@@ -112,24 +134,13 @@ async fn entries_that_tell_nothing_are_counted_by_why() {
 
 #[tokio::test]
 async fn a_ledger_that_takes_nothing_stops_the_reading_of_streams_and_loses_no_entry() {
-    const ENTRIES: usize = 40_000;
     let edge = Edge::start().await;
     let stream = stream(&edge).await;
     // Somebody else writes, and goes on and on.
     let options = SqliteConnectOptions::new().filename(edge.dir.path().join("ledger.db"));
     let mut other: SqliteConnection = options.connect().await.expect("opened");
     let held = other.begin_with("BEGIN IMMEDIATE").await.expect("begun");
-    let mut sent = 0;
-    // The last ones find no room anywhere on the way.
-    for batch in (0..ENTRIES).collect::<Vec<_>>().chunks(100) {
-        let entries = message(batch.iter().map(|n| look_at(&format!("tsk-{}", n % 50), 512)).collect());
-        if tokio::time::timeout(Duration::from_millis(500), stream.reserve()).await.is_err() {
-            break;
-        }
-        stream.send(entries).await.expect("sent");
-        sent += batch.len();
-    }
-    assert!(sent < ENTRIES, "the sender was held up");
+    let sent = send_until_held_up(&stream).await;
     let queued = edge.stack.tollgate.metric("tollgate_intake_queued_events").await;
     assert!(queued.is_some_and(|queued| (4096.0..=4096.0 + 512.0).contains(&queued)), "{queued:?}");
     assert!(edge.stack.tollgate.metric("tollgate_log_entries_total").await < Some(20_000.0), "the rest is not read");

@@ -32,6 +32,7 @@ mod replicas;
 mod restarts;
 mod results;
 mod serve;
+mod shared_ledger;
 mod source;
 mod spoofing;
 mod streams;

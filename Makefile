@@ -5,6 +5,7 @@ RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 SEED ?= 1
 MINUTES ?= 10
 JOBS ?= 1
+REPLICAS ?= 1
 
 .PHONY: help run demo test bench ops compose dist chaos check fmt clippy doc shell envoy audit release
 
@@ -52,9 +53,9 @@ compose:  ## docker-compose.yml alone: the images, the whole scenario, kills and
 dist:  ## dist/tollgate-<version>-<target>.tar.gz: the binary without symbols, manual, Envoy's files, ops/; and SHA256SUMS
 	@scripts/dist
 
-chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, JOBS=1 rounds at once; then the books must agree
+chaos: release  ## Kills and outages under load for MINUTES=10, from SEED=1 on, JOBS=1 rounds at once, each with REPLICAS=1; then the books must agree
 	@scripts/fetch-envoy > /dev/null
-	@exec "$(RELEASE)/tollgate-local" chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS)
+	@exec "$(RELEASE)/tollgate-local" chaos --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS) --replicas $(REPLICAS)
 
 check: fmt clippy test doc shell  ## What CI runs: format, clippy, tests, docs, the scripts
 

@@ -196,11 +196,10 @@ fn relay_all(
 /// The bootstrap with endpoints of the log's own in place of those that it shares.
 fn relayed_by(bootstrap: &str, sockets: &[PathBuf]) -> Result<String> {
     ensure!(bootstrap.contains(DIRECT), "the bootstrap has no {DIRECT}");
-    let endpoint = |socket: &PathBuf| format!("{{endpoint: {{address: {{pipe: {{path: \"{}\"}}}}}}}}", socket.display());
+    let endpoint =
+        |socket: &PathBuf| format!("{{endpoint: {{address: {{pipe: {{path: \"{}\"}}}}}}}}", socket.display());
     let endpoints: Vec<String> = sockets.iter().map(endpoint).collect();
-    let other = format!(
-        "load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{}]}}]}}",
-        endpoints.join(", ")
-    );
+    let other =
+        format!("load_assignment: {{cluster_name: relay, endpoints: [{{lb_endpoints: [{}]}}]}}", endpoints.join(", "));
     Ok(bootstrap.replace(DIRECT, &other))
 }

@@ -14,6 +14,7 @@ use super::{
 pub(super) async fn name_owners(world: &World, tollgate: &Path) -> Result<usize> {
     let rows = world.ledger.read().await?;
     let Held { undecidable, row_lost, .. } = Books::of(world).held(world, &rows);
+    world.record.tick("workflows held for a lost row", u64::try_from(row_lost.len())?);
     let held: BTreeMap<String, String> = undecidable.into_iter().chain(row_lost).collect();
     for (workflow, owner) in &held {
         let output = Command::new(tollgate)

@@ -1,12 +1,6 @@
 //! `tollgate serve` as a child process.
 
-use std::{
-    ffi::OsStr,
-    net::SocketAddr,
-    path::Path,
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{ffi::OsStr, net::SocketAddr, path::Path, process::ExitStatus, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;

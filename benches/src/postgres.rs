@@ -1,24 +1,15 @@
 //! A PostgreSQL of the benchmarks' own, and ledgers in it.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tokio::process::Command;
 use tollgate::ledger::Ledger as _;
 
-use crate::{
-    context::Context,
-    ledgers::{PRINCIPALS, Rows},
-};
+use tollgate_local::stack::{self, Sync};
 
-/// A running server, which syncs what it commits as one of production does. It ends when this is dropped.
-pub struct Postgres {
-    script: PathBuf,
-    folder: PathBuf,
-    /// Of a superuser.
-    url: String,
-}
+use crate::ledgers::{PRINCIPALS, Rows};
+
+/// A running server, which syncs what it commits as one of production does.
+pub struct Postgres(stack::Postgres);
 
 /// One database of it with a ledger.
 pub struct Database {
@@ -26,30 +17,20 @@ pub struct Database {
     pub connection: PgConnection,
 }
 
-async fn script(script: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(script).args(arguments).env("TOLLGATE_TEST_FSYNC", "on").output().await;
-    let output = output.with_context(|| format!("cannot run {}", script.display()))?;
-    ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr).trim_end());
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 impl Postgres {
     /// Starts one.
-    pub async fn start(context: &Context) -> Result<Self> {
-        let path = context.root.join("scripts/postgres");
-        let made = script(&path, &["new"]).await?;
-        let (folder, url) = made.split_once(' ').context("no folder and URL")?;
-        let server = Self { script: path.clone(), folder: folder.into(), url: url.to_owned() };
-        script(&path, &["start", folder]).await?;
-        Ok(server)
+    pub fn start() -> Result<Self> {
+        let server = stack::Postgres::make(Sync::On)?;
+        server.start()?;
+        Ok(Self(server))
     }
 
     /// A fresh database with an empty ledger, and then with rows.
     pub async fn ledger(&self, name: &str, rows: Option<Rows>) -> Result<Database> {
-        let mut server = PgConnection::connect(&self.url).await?;
+        let mut server = PgConnection::connect(self.0.url()).await?;
         server.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await?;
         server.close().await?;
-        let (base, _) = self.url.rsplit_once('/').context("a URL without a database")?;
+        let (base, _) = self.0.url().rsplit_once('/').context("a URL without a database")?;
         let url = format!("{base}/{name}");
         let options = tollgate::config::Options { ledger: Some(url.clone()), ..Default::default() };
         let tollgate::config::Store::Postgres(database) = tollgate::config::Config::store(&options)? else {
@@ -65,18 +46,6 @@ impl Postgres {
             connection.execute("VACUUM ANALYZE").await?;
         }
         Ok(Database { url, connection })
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        let stopped = std::process::Command::new(&self.script).arg("stop").arg(&self.folder).arg("immediate").output();
-        if let Err(error) = stopped {
-            eprintln!("PostgreSQL could not be stopped: {error}");
-        }
-        if let Some(made) = self.folder.parent() {
-            let _ = std::fs::remove_dir_all(made);
-        }
     }
 }
 

@@ -28,7 +28,7 @@ const HOW_MANY: [usize; 2] = [1, 3];
 
 /// Measures.
 pub async fn run(context: &Context) -> Result<Measured> {
-    let postgres = Postgres::start(context).await?;
+    let postgres = Postgres::start()?;
     let mut figures = durable(context, &postgres).await?;
     figures.extend(posted(context, &postgres).await?);
     figures.extend(grown(context, &postgres).await?);

@@ -26,7 +26,7 @@ pub use authority::{Authority, Identity};
 pub use envoy::Envoy;
 pub use network::{Cut, HUB, Node, lay_out, leave_for_hub};
 pub use ports::{Port, check_ports, free_port};
-pub use postgres::Postgres;
+pub use postgres::{Postgres, Sync};
 pub use process::{Output, Process};
 pub use relay::{Meddled, Meddling, Relay};
 pub use tollgate::{Tollgate, envoy_config, metric};

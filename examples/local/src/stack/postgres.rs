@@ -15,6 +15,15 @@ use anyhow::{Context as _, Result, bail};
 pub struct Postgres {
     dir: PathBuf,
     url: String,
+    /// Made with it, and removed with it.
+    made: Option<PathBuf>,
+}
+
+/// Whether what is committed is on the disk: for measuring. A crash of the server alone loses nothing either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    On,
+    Off,
 }
 
 impl Postgres {
@@ -23,7 +32,32 @@ impl Postgres {
     /// # Errors
     /// When there is none.
     pub fn version() -> Result<String> {
-        script(&["version"])
+        script(&["version"], Sync::Off)
+    }
+
+    /// Makes one on loopback, in a folder of its own that goes with it. It is not started yet.
+    ///
+    /// # Errors
+    /// When there is no PostgreSQL.
+    pub fn make(sync: Sync) -> Result<Self> {
+        let made = script(&["new"], sync)?;
+        let (dir, url) = made.split_once(' ').context("neither a folder nor a URL")?;
+        let dir = PathBuf::from(dir);
+        Ok(Self { made: dir.parent().map(Path::to_owned), dir, url: url.to_owned() })
+    }
+
+    /// Its data folder, with its configuration.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Changes its configuration, as of its next start.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn configure(&self, line: &str) -> Result<()> {
+        append(&self.data().join("postgresql.conf"), line)
     }
 
     /// Makes one in `dir`, an existing folder that other users may enter, and starts it. It listens on the address `host` of this
@@ -37,10 +71,10 @@ impl Postgres {
             .with_context(|| format!("cannot open {} for the user of PostgreSQL", dir.display()))?;
         let dir = dir.join("postgres");
         let path = text(&dir)?.to_owned();
-        let url = script(&["make", &path, &port.to_string()])?.replace("127.0.0.1", host);
-        append(&dir.join("data/postgresql.conf"), &format!("listen_addresses = '{host}'\n"))?;
-        append(&dir.join("data/pg_hba.conf"), "host all all samenet scram-sha-256\n")?;
-        let server = Self { dir, url };
+        let url = script(&["make", &path, &port.to_string()], Sync::Off)?.replace("127.0.0.1", host);
+        let server = Self { dir, url, made: None };
+        server.configure(&format!("listen_addresses = '{host}'\n"))?;
+        append(&server.data().join("pg_hba.conf"), "host all all samenet scram-sha-256\n")?;
         server.start()?;
         Ok(server)
     }
@@ -56,7 +90,7 @@ impl Postgres {
     /// # Errors
     /// When it does not.
     pub fn start(&self) -> Result<()> {
-        script(&["start", text(&self.dir)?]).map(drop)
+        script(&["start", text(&self.dir)?], Sync::Off).map(drop)
     }
 
     /// An orderly stop, which cuts off whoever is connected.
@@ -64,7 +98,7 @@ impl Postgres {
     /// # Errors
     /// When it does not end.
     pub fn stop(&self) -> Result<()> {
-        script(&["stop", text(&self.dir)?, "fast"]).map(drop)
+        script(&["stop", text(&self.dir)?, "fast"], Sync::Off).map(drop)
     }
 
     /// A crash: it writes nothing any more and recovers at its next start.
@@ -72,7 +106,7 @@ impl Postgres {
     /// # Errors
     /// When it does not end.
     pub fn crash(&self) -> Result<()> {
-        script(&["stop", text(&self.dir)?, "immediate"]).map(drop)
+        script(&["stop", text(&self.dir)?, "immediate"], Sync::Off).map(drop)
     }
 }
 
@@ -80,6 +114,9 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // One that is stopped already says so.
         let _ = self.crash();
+        if let Some(made) = &self.made {
+            let _ = std::fs::remove_dir_all(made);
+        }
     }
 }
 
@@ -96,9 +133,11 @@ fn append(file: &Path, line: &str) -> Result<()> {
 }
 
 /// What `scripts/postgres` prints.
-fn script(arguments: &[&str]) -> Result<String> {
+fn script(arguments: &[&str], sync: Sync) -> Result<String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/postgres");
-    let output = Command::new(script).args(arguments).output().with_context(|| format!("cannot run {script}"))?;
+    let mut command = Command::new(script);
+    command.args(arguments).env("TOLLGATE_TEST_FSYNC", if sync == Sync::On { "on" } else { "off" });
+    let output = command.output().with_context(|| format!("cannot run {script}"))?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
     }

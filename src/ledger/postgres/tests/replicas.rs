@@ -9,12 +9,16 @@ use tokio_util::sync::CancellationToken;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use super::*;
+use crate::circuit::Circuit;
 use crate::config::{BaseUrl, Config, Options};
+use crate::drive::{News, Worker as _};
 use crate::identity::{Identity, Purge, TokenHash};
 use crate::ledger::duty::Duty;
 use crate::ledger::unrecorded::Unrecorded;
+use crate::settlement::workflows::Sweeper;
 use crate::telemetry::Metrics;
 use crate::upstream::Http;
+use crate::upstream::flowmesh::FlowMesh;
 use crate::upstream::lumid::LumId;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -245,4 +249,46 @@ async fn a_purge_reaches_the_others_also_without_a_notification() {
     }
     first.stopped().await;
     second.stopped().await;
+}
+
+#[tokio::test]
+async fn while_a_replica_is_silent_owners_wait_but_of_a_workflow_that_has_no_time_nobody_is_looked_for() {
+    let Some(fixture) = fixture().await else { return };
+    fixture.store.execute("INSERT INTO replicas (name, incarnation, recorded_until) VALUES ('silent', '0', 1)").await;
+    fixture.submit(&crate::ledger::contract::alice(), "r1", 99).await;
+    let server = MockServer::start().await;
+    for (id, submitted_at) in [("wfl-1", json!(null)), ("wfl-2", json!(at(100).to_string()))] {
+        let workflow = json!({"workflow_id": id, "task_ids": [], "submitted_at": submitted_at, "status": "DONE",
+            "dispatched_tasks": [], "completed_tasks": [], "failed_tasks": [], "cancelled_tasks": []});
+        let answer = ResponseTemplate::new(200).set_body_json(workflow);
+        let path = wiremock::matchers::path(format!("/api/v1/workflows/{id}"));
+        Mock::given(path).respond_with(answer).mount(&server).await;
+        fixture.ledger().note_workflows(&[(id.into(), Some(at(100)))], at(100)).await.expect("noted");
+    }
+    let flowmesh = config::Flowmesh { base_url: BaseUrl::of_test(&server.uri()), api_key: None };
+    let metrics = Metrics::unread();
+    let sweeper = Sweeper {
+        ledger: Arc::new(PostgresLedger::open(&fixture.store.database, at(0)).await.expect("opens")),
+        flowmesh: FlowMesh::new(Http::new(&flowmesh.base_url, SOON).expect("client"), flowmesh),
+        circuit: Circuit::new(metrics.asking_paused.clone()),
+        unrecorded: Unrecorded::default(),
+        duty: Duty::always(),
+        grace: Duration::ZERO,
+        started: Timestamp::UNIX_EPOCH,
+        news: News::default(),
+        metrics,
+    };
+    let attribution = async |id: &str| {
+        fixture.books().workflow(id).await.expect("read").expect("known").attribution.unwrap_or_default()
+    };
+    for due in sweeper.claim(at(100), 10).await.expect("claimed") {
+        sweeper.step(due).await.expect("recorded");
+    }
+    assert_eq!((attribution("wfl-1").await, attribution("wfl-2").await), ("held".into(), String::new()));
+    // It is given up, or says so: then everybody is known.
+    fixture.store.execute("DELETE FROM replicas").await;
+    for due in sweeper.claim(at(300), 10).await.expect("claimed") {
+        sweeper.step(due).await.expect("recorded");
+    }
+    assert_eq!(attribution("wfl-2").await, "matched");
 }

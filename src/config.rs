@@ -52,9 +52,7 @@ impl BaseUrl {
     /// Whether it is on this machine, as far as its host's name tells.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        let host = Url::parse(&self.0).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        Url::parse(&self.0).ok().and_then(|url| url.host_str().map(is_loopback)).unwrap_or_default()
     }
 
     /// This base followed by `path`, which starts with a slash.
@@ -256,6 +254,12 @@ impl Config {
     pub fn store(options: &Options) -> Result<Store, Error> {
         Store::parse(options, &mut Vec::new())
     }
+}
+
+/// Whether a URL's host is this machine, as far as its name tells.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn wrong(variable: &'static str, reason: impl Into<String>) -> Error {

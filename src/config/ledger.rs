@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::options::Options;
 use super::secret::secret;
-use super::{Error, Secret, expose, given, is_visible_ascii, seconds, whole, wrong};
+use super::{Error, Secret, expose, given, is_loopback, is_visible_ascii, seconds, whole, wrong};
 
 const LEDGER: &str = "TOLLGATE_LEDGER";
 const PASSWORD: &str = "TOLLGATE_POSTGRES_PASSWORD";
@@ -177,10 +177,6 @@ impl Postgres {
             state_dir: given(options.state_dir.clone()).map(PathBuf::from),
         })
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 /// The name that was given, or the host's.

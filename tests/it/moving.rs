@@ -3,28 +3,10 @@
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tollgate_local::stack::{ALICE, BOB};
 use tollgate_local::standin::{Fault, Outcome};
 
-use crate::harness::{Edge, binary};
-
-/// Where the server of the tests is; `scripts/postgres run` makes one.
-const SERVER: &str = "TOLLGATE_TEST_POSTGRES";
-
-/// A database of the test's own; none where there is no server, which is said.
-async fn database() -> Option<String> {
-    let Ok(server) = std::env::var(SERVER) else {
-        assert!(std::env::var_os("CI").is_none(), "{SERVER} is not set");
-        eprintln!("SKIPPED: {SERVER} is not set; `scripts/postgres run cargo nextest run` sets it");
-        return None;
-    };
-    let name = format!("test_{}", uuid::Uuid::now_v7().simple());
-    let mut connection = PgConnection::connect(&server).await.expect("a server");
-    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.expect("made");
-    let (server, _) = server.rsplit_once('/').expect("a URL with a database");
-    Some(format!("{server}/{name}"))
-}
+use crate::harness::{Edge, binary, postgres_database};
 
 fn command(ledger: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
@@ -50,7 +32,7 @@ fn refused(ledger: &str, arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn a_ledger_that_is_moved_through_kills_goes_on_billing_and_bills_nothing_twice() {
-    let Some(database) = database().await else { return };
+    let Some(database) = postgres_database().await else { return };
     let mut edge = Edge::start().await;
     let file = format!("sqlite:{}", edge.dir.path().join("ledger.db").display());
     let (_, posted) = edge.submit(ALICE.token, 2).await;

@@ -85,8 +85,7 @@ impl Demo {
 
     pub(super) async fn lum_id_down(&mut self) -> Result<()> {
         let unseen = unseen_token();
-        // So that it is in memory, whenever that was emptied.
-        self.get("/api/v1/workflows", Some(ALICE.token)).await?;
+        self.known_to_all().await?;
         self.world.lum_id.stop().await?;
         let answer = self.get("/api/v1/workflows", Some(&unseen)).await?;
         let unavailable = r#"503 {"detail":"Identity provider unavailable"}"#;
@@ -99,6 +98,19 @@ impl Demo {
         let answer = self.get("/api/v1/workflows", Some(&unseen)).await?;
         self.narrator.compare("lum.id is back; the same token", 401, answer.status);
         Ok(())
+    }
+
+    /// Alice reads until each Tollgate has her token in memory, whenever that was emptied: they share a ledger, and not this.
+    async fn known_to_all(&self) -> Result<()> {
+        let checks = async || self.world.tollgate.metric_of_each("tollgate_check_decisions_total").await;
+        let before = checks().await.context("Tollgate does not say how many Checks it decided")?;
+        wait_for("each Tollgate to be asked about alice", self.world.recovery_limit, async || {
+            // Nobody else is at the edge, so a Check from here on was hers.
+            self.get("/api/v1/workflows", Some(ALICE.token)).await.ok()?;
+            let now = checks().await?;
+            now.iter().zip(&before).all(|(now, before)| now > before).then_some(())
+        })
+        .await
     }
 
     pub(super) async fn tollgate_stopped(&mut self) -> Result<()> {

@@ -147,6 +147,20 @@ impl Tollgate {
         }
     }
 
+    /// The same of each of them, which do not agree on what each has done by itself.
+    pub async fn metric_of_each(&self, name: &str) -> Option<Vec<f64>> {
+        match self {
+            Self::Process(process) => Some(vec![process.metric(name).await?]),
+            Self::Containers { first, others, http } => {
+                let mut all = Vec::new();
+                for replica in std::iter::once(first).chain(others) {
+                    all.push(metric(http, &replica.admin, name).await?);
+                }
+                Some(all)
+            }
+        }
+    }
+
     /// Whether the log, of whichever of them, has a line with all of these words.
     pub async fn has_said(&self, words: &[&str]) -> Result<bool> {
         match self {

@@ -3,11 +3,14 @@
 //! [`App::build`] binds every listener and opens the ledger, so that a taken port or a broken file is an error at start;
 //! [`App::run`] starts the tasks and runs until the stop.
 
+mod billing;
+mod upstreams;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -20,9 +23,8 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
-use crate::access_log::event::Event;
 use crate::access_log::server::LogServer;
-use crate::access_log::{self, AccessLog, Intake};
+use crate::access_log::{self, AccessLog};
 use crate::admin::console::Console;
 use crate::admin::history::History;
 use crate::admin::{self, Admin, Gauges};
@@ -30,76 +32,29 @@ use crate::authz::last::LastCheck;
 use crate::authz::response::Stamp;
 use crate::authz::server::CheckServer;
 use crate::authz::{self, Authz};
-use crate::circuit::Circuit;
-use crate::config::{BaseUrl, Config};
-use crate::drive::{Driver, News};
+use crate::config::Config;
 use crate::guard::Guard;
 use crate::identity::Identity;
-use crate::ledger::Ledger;
 use crate::ledger::books::Books;
 use crate::ledger::opened::{Opened, Own};
 use crate::ledger::postgres::Replica;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{Bound, Services};
-use crate::poster::Poster;
 use crate::reflection;
-use crate::retention::Pruner;
 use crate::secrets::Secrets;
-use crate::settlement::{emails::Awaited, reconcile::Reconciler, tasks::Settler, workflows::Sweeper};
+use crate::settlement::emails::Awaited;
 use crate::supplier::Suppliers;
 use crate::telemetry::{Logs, Metrics, Traces};
 use crate::tls::Certificates;
 use crate::upstream::flowmesh::FlowMesh;
-use crate::upstream::lumid::LumId;
 use crate::upstream::runmesh::Runmesh;
-use crate::upstream::times::Times;
-use crate::upstream::{CallError, Http};
+pub use upstreams::Upstreams;
 
 /// How long a stop waits for the ledger's connections to end.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a replica that starts waits for the others to know of it. A database that is away for longer keeps nobody from being served.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
-
-/// The clients of the systems on the other side.
-pub struct Upstreams {
-    pub lum_id: LumId,
-    pub flowmesh: FlowMesh,
-    /// Absent without billing.
-    pub runmesh: Option<Runmesh>,
-    /// How long they take.
-    pub times: Times,
-}
-
-impl Upstreams {
-    /// # Errors
-    /// When one of them needs TLS and this machine has no trusted root.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let limits = &config.limits;
-        let times = Times::default();
-        let http = |variable: &str, upstream: &BaseUrl, limit| {
-            Http::new(upstream, limit).map(|http| http.measured(times.clone())).map_err(|error| {
-                let error = CallError::from(error);
-                anyhow!("{variable}: cannot speak TLS ({error}): are CA certificates installed, or SSL_CERT_FILE set?")
-            })
-        };
-        let lum_id = http("LUM_ID_BASE_URL", &config.lum_id_base_url, limits.introspection_timeout)?;
-        let flowmesh = http("FLOWMESH_BASE_URL", &config.flowmesh.base_url, limits.flowmesh_timeout)?;
-        let runmesh = match &config.billing {
-            Some(billing) => {
-                let http = http("RUNMESH_BILLING_BASE_URL", &billing.base_url, limits.post_timeout)?;
-                Some(Runmesh::new(http, billing, limits.preflight_timeout))
-            }
-            None => None,
-        };
-        Ok(Self {
-            lum_id: LumId::new(lum_id, &config.lum_id_base_url),
-            flowmesh: FlowMesh::new(flowmesh, config.flowmesh.clone()),
-            runmesh,
-            times,
-        })
-    }
-}
 
 /// Tollgate, bound and not yet running.
 pub struct App {
@@ -196,9 +151,9 @@ impl App {
                 guard = config.balance_guard.then(|| Guard::new(runmesh.clone(), limits, metrics.clone()));
                 lifecycle.spawn("gaps", unrecorded.clone().keep(ledger.clone(), stopping.stop.clone()));
                 let (suppliers, metrics) = (&suppliers, &metrics);
-                let parts = Parts { config: &config, ledger, own, flowmesh, suppliers, metrics };
+                let parts = billing::Parts { config: &config, ledger, own, flowmesh, suppliers, metrics };
                 lifecycle.spawn("awaited e-mails", awaited.clone().keep(ledger.clone(), stopping.stop.clone()));
-                let events = spawn_billing(&mut lifecycle, &stopping, runmesh, parts);
+                let events = billing::spawn(&mut lifecycle, &stopping, runmesh, parts);
                 (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
             }
             _ => (AccessLog::new(None, &stopping, &requests, metrics.clone()), None),
@@ -315,77 +270,6 @@ async fn spawn_replica(
     // Before anything is let through: they would not wait for what it has not recorded.
     replica.known(KNOWN_WITHIN).await;
     Some(replica)
-}
-
-/// What the billing tasks share.
-struct Parts<'a> {
-    config: &'a Config,
-    ledger: &'a Arc<dyn Ledger>,
-    own: Own,
-    flowmesh: FlowMesh,
-    suppliers: &'a Suppliers,
-    metrics: &'a Metrics,
-}
-
-/// Starts everything behind the access log: intake, settling, sweeping, reconciling, posting, pruning.
-fn spawn_billing(
-    lifecycle: &mut Lifecycle,
-    stopping: &Stopping,
-    runmesh: Runmesh,
-    Parts { config, ledger, own: Own { unrecorded, duty, .. }, flowmesh, suppliers, metrics }: Parts<'_>,
-) -> mpsc::Sender<Event> {
-    let news = News::default();
-    let limits = &config.limits;
-    let stop = &stopping.stop;
-    let circuit = Circuit::new(metrics.asking_paused.clone());
-    let settler = Settler {
-        ledger: ledger.clone(),
-        flowmesh: flowmesh.clone(),
-        circuit: circuit.clone(),
-        suppliers: suppliers.clone(),
-        news: news.clone(),
-        metrics: metrics.clone(),
-    };
-    let sweeper = Sweeper {
-        ledger: ledger.clone(),
-        flowmesh: flowmesh.clone(),
-        circuit,
-        unrecorded: unrecorded.clone(),
-        duty: duty.clone(),
-        grace: config.reconcile_grace,
-        started: Timestamp::now(),
-        news: news.clone(),
-        metrics: metrics.clone(),
-    };
-    let reconciler = Reconciler {
-        ledger: ledger.clone(),
-        flowmesh,
-        duty: duty.clone(),
-        interval: config.reconcile_interval,
-        grace: config.reconcile_grace,
-        news: news.clone(),
-        metrics: metrics.clone(),
-    };
-    let poster = Poster::new(ledger.clone(), runmesh, metrics.clone());
-    let pruner = Pruner {
-        ledger: ledger.clone(),
-        duty,
-        retention: config.retention,
-        interval: limits.prune_interval,
-        metrics: metrics.clone(),
-    };
-    let driver = Driver { ledger: ledger.clone(), news: news.clone(), metrics: metrics.clone(), stop: stop.clone() };
-    lifecycle.spawn("settling", driver.clone().drive(settler, limits.settling_concurrency));
-    lifecycle.spawn("sweeping", driver.clone().drive(sweeper, limits.sweeping_concurrency));
-    lifecycle.spawn("posting", driver.drive(poster, limits.posting_concurrency));
-    lifecycle.spawn("reconciling", reconciler.run(stop.clone()));
-    lifecycle.spawn("pruning", pruner.run(stop.clone()));
-    let (events, queue) = mpsc::channel(limits.intake_queue);
-    lifecycle.spawn(
-        "intake",
-        Intake::new(ledger.clone(), queue, news, unrecorded, limits.intake_batch, metrics.clone()).run(),
-    );
-    events
 }
 
 /// What the gRPC listener serves.

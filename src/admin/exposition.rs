@@ -4,19 +4,25 @@
 use std::collections::HashMap;
 
 use axum::http::{HeaderMap, header};
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::registry::Registry;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The content type and the text for who sent these headers.
+/// The content type and the text of these registries for who sent these headers.
 ///
 /// # Errors
 /// When a family cannot be written.
-pub fn write(registry: &Registry, headers: &HeaderMap) -> Result<(&'static str, String), std::fmt::Error> {
+pub fn write<'a>(
+    registries: impl IntoIterator<Item = &'a Registry>,
+    headers: &HeaderMap,
+) -> Result<(&'static str, String), std::fmt::Error> {
     let mut text = String::new();
-    encode(&mut text, registry)?;
+    for registry in registries {
+        encode_registry(&mut text, registry)?;
+    }
+    encode_eof(&mut text)?;
     if wants_openmetrics(headers) { Ok((OPENMETRICS, text)) } else { Ok((TEXT, older(&text))) }
 }
 
@@ -89,7 +95,7 @@ mod tests {
 
     fn written(accept: &[&str]) -> (&'static str, String) {
         let accept = accept.iter().map(|value| (header::ACCEPT, value.parse().expect("valid")));
-        write(&registry(), &accept.collect()).expect("written")
+        write([&registry()], &accept.collect()).expect("written")
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The gauges that are read when they are asked for: what is in memory, and what waits in the ledger.
+//! The gauges that are read when they are asked for: what is in memory, and apart from that what waits in the ledger, of which
+//! nothing may be said while it cannot be read.
 
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,6 +24,16 @@ pub struct Gauges {
     suppliers: Gauge,
     lookups: Gauge,
     lookups_waiting: Gauge,
+    /// Absent where there is none.
+    ledger_readable: Option<Gauge>,
+    pub rows: Rows,
+}
+
+/// How many rows of the ledger wait, and for how long.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Its own, which is left out of a scrape while the ledger cannot be read: old figures would hide that.
+    registry: Registry,
     open_submissions: Gauge,
     open_workflows: Gauge,
     held_workflows: Gauge,
@@ -40,10 +51,11 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Registers every gauge; those of the ledger only where there is one.
+    /// Registers every gauge; the one on the ledger only where there is one.
     #[must_use]
     pub fn register(registry: &mut Registry, with_ledger: bool) -> Self {
-        let gauges = Self::default();
+        let gauges =
+            Self { ledger_readable: with_ledger.then(Gauge::default), rows: Rows::register(), ..Self::default() };
         let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
         add("tollgate_billing_enabled", "1 where charges are made and posted", &gauges.billing);
         add("tollgate_guard_enabled", "1 where submissions pass a balance preflight", &gauges.guard);
@@ -60,31 +72,13 @@ impl Gauges {
         add("tollgate_supplier_lookups_in_flight", "Supplier look-ups in flight", &gauges.lookups);
         let help = "Supplier look-ups that wait for their place";
         add("tollgate_supplier_lookups_waiting", help, &gauges.lookups_waiting);
-        if with_ledger {
-            add("tollgate_open_submissions", "Submissions of which no workflow is known", &gauges.open_submissions);
-            add("tollgate_open_workflows", "Workflows not settled", &gauges.open_workflows);
-            add("tollgate_held_workflows", "Workflows without an owner", &gauges.held_workflows);
-            add("tollgate_due_tasks", "Tasks to ask FlowMesh after", &gauges.due_tasks);
-            add("tollgate_held_tasks", "Ended tasks whose cost cannot be read", &gauges.held_tasks);
-            add("tollgate_gone_tasks", "Tasks given up because FlowMesh forgot them", &gauges.gone_tasks);
-            add("tollgate_charges_pending", "Charges to post", &gauges.pending);
-            add("tollgate_charges_held", "Charges without an owner or e-mail", &gauges.held);
-            add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &gauges.rejected);
-            let help = "Age of the oldest charge not posted";
-            add("tollgate_oldest_pending_charge_seconds", help, &gauges.oldest_pending_seconds);
-            let help = "Age of the oldest charge that is held for its owner or their e-mail";
-            add("tollgate_oldest_held_charge_seconds", help, &gauges.oldest_held_seconds);
-            let help = "Age of the oldest charge that Runmesh refused for good";
-            add("tollgate_oldest_rejected_charge_seconds", help, &gauges.oldest_rejected_seconds);
-            let help = "How long the task that has been due for longest waits to be asked after";
-            add("tollgate_oldest_due_task_seconds", help, &gauges.oldest_due_seconds);
-            let help = "Time since the oldest workflow that is not settled was first heard of";
-            add("tollgate_oldest_open_workflow_seconds", help, &gauges.oldest_open_seconds);
+        if let Some(readable) = &gauges.ledger_readable {
+            add("tollgate_ledger_readable", "1 where the ledger can be read", readable);
         }
         gauges
     }
 
-    pub fn set(&self, admin: &Admin) {
+    pub fn set(&self, admin: &Admin, ledger_is_readable: bool) {
         let identity = admin.identity.figures();
         let (suppliers, lookups, lookups_waiting) = admin.suppliers.figures();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
@@ -102,9 +96,46 @@ impl Gauges {
             (&self.lookups, count(lookups)),
             (&self.lookups_waiting, count(lookups_waiting)),
         ]);
+        if let Some(readable) = &self.ledger_readable {
+            readable.set(ledger_is_readable.into());
+        }
+    }
+}
+
+impl Rows {
+    /// All of them, in a registry of their own.
+    fn register() -> Self {
+        let mut rows = Self::default();
+        let mut registry = Registry::default();
+        let mut add = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        add("tollgate_open_submissions", "Submissions of which no workflow is known", &rows.open_submissions);
+        add("tollgate_open_workflows", "Workflows not settled", &rows.open_workflows);
+        add("tollgate_held_workflows", "Workflows without an owner", &rows.held_workflows);
+        add("tollgate_due_tasks", "Tasks to ask FlowMesh after", &rows.due_tasks);
+        add("tollgate_held_tasks", "Ended tasks whose cost cannot be read", &rows.held_tasks);
+        add("tollgate_gone_tasks", "Tasks given up because FlowMesh forgot them", &rows.gone_tasks);
+        add("tollgate_charges_pending", "Charges to post", &rows.pending);
+        add("tollgate_charges_held", "Charges without an owner or e-mail", &rows.held);
+        add("tollgate_charges_rejected", "Charges that Runmesh refused for good", &rows.rejected);
+        let help = "Age of the oldest charge not posted";
+        add("tollgate_oldest_pending_charge_seconds", help, &rows.oldest_pending_seconds);
+        let help = "Age of the oldest charge that is held for its owner or their e-mail";
+        add("tollgate_oldest_held_charge_seconds", help, &rows.oldest_held_seconds);
+        let help = "Age of the oldest charge that Runmesh refused for good";
+        add("tollgate_oldest_rejected_charge_seconds", help, &rows.oldest_rejected_seconds);
+        let help = "How long the task that has been due for longest waits to be asked after";
+        add("tollgate_oldest_due_task_seconds", help, &rows.oldest_due_seconds);
+        let help = "Time since the oldest workflow that is not settled was first heard of";
+        add("tollgate_oldest_open_workflow_seconds", help, &rows.oldest_open_seconds);
+        rows.registry = registry;
+        rows
     }
 
-    pub fn set_backlog(&self, backlog: &Backlog, now: Timestamp) {
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub fn set(&self, backlog: &Backlog, now: Timestamp) {
         set_all([
             (&self.open_submissions, backlog.open_submissions),
             (&self.open_workflows, backlog.open_workflows),
@@ -147,8 +178,7 @@ mod tests {
 
     #[test]
     fn each_age_is_of_its_own_kind_and_none_is_zero() {
-        let mut registry = Registry::default();
-        let gauges = Gauges::register(&mut registry, true);
+        let rows = Rows::register();
         let now = Timestamp::from_second(1_800_000_000).expect("valid");
         let ago = |seconds: i64| Some(Timestamp::from_second(1_800_000_000 - seconds).expect("valid"));
         let some = Backlog {
@@ -161,9 +191,9 @@ mod tests {
         };
         let future = Backlog { oldest_due_task: ago(-60), ..Backlog::default() };
         for (backlog, ages) in [(some, [1, 2, 3, 4, 5]), (future, [0; 5]), (Backlog::default(), [0; 5])] {
-            gauges.set_backlog(&backlog, now);
+            rows.set(&backlog, now);
             let mut text = String::new();
-            encode(&mut text, &registry).expect("written");
+            encode(&mut text, rows.registry()).expect("written");
             let kinds = ["pending_charge", "held_charge", "rejected_charge", "due_task", "open_workflow"];
             for (kind, age) in kinds.into_iter().zip(ages) {
                 assert!(text.contains(&format!("\ntollgate_oldest_{kind}_seconds {age}\n")), "{kind}: {text}");

@@ -9,8 +9,10 @@ mod host;
 mod purge;
 mod ready;
 
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -19,18 +21,22 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
+use tokio::time;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use self::console::Console;
 use crate::config::{AdminHosts, LogFilter, Setting};
 use crate::guard::Guard;
 use crate::identity::Identity;
-use crate::ledger::Ledger;
 use crate::ledger::postgres::Replica;
+use crate::ledger::{Backlog, Ledger};
 use crate::lifecycle::Stopping;
 use crate::supplier::Suppliers;
 use crate::telemetry::Metrics;
 pub use gauges::Gauges;
+
+/// How long a page waits for the ledger: less than whoever reads it waits for the page (Kubernetes here 4 s, Prometheus 10 s).
+const LEDGER_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the pages show.
 pub struct Admin {
@@ -83,16 +89,28 @@ async fn config(State(admin): State<Arc<Admin>>) -> Json<Vec<Setting>> {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    admin.gauges.set(&admin);
-    if let Some(ledger) = &admin.ledger {
-        match ledger.backlog().await {
-            Ok(backlog) => admin.gauges.set_backlog(&backlog, Timestamp::now()),
-            // Stale figures would hide the outage; a failed scrape is an alarm of its own.
-            Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    let rows = match admin.backlog().await {
+        Some(Ok(backlog)) => {
+            admin.gauges.rows.set(&backlog, Timestamp::now());
+            Some(admin.gauges.rows.registry())
         }
-    }
-    match exposition::write(&admin.registry, &headers) {
+        // Why it is not there is what /readyz says. All else is wanted now more than ever.
+        Some(Err(_)) | None => None,
+    };
+    admin.gauges.set(&admin, rows.is_some());
+    match exposition::write(iter::once(&admin.registry).chain(rows), &headers) {
         Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+impl Admin {
+    /// What waits in the ledger, or why it does not say so in time; `None` without billing.
+    async fn backlog(&self) -> Option<Result<Backlog, String>> {
+        let ledger = self.ledger.as_ref()?;
+        Some(match time::timeout(LEDGER_LIMIT, ledger.backlog()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("the ledger does not answer within {LEDGER_LIMIT:?}")),
+        })
     }
 }

@@ -18,12 +18,10 @@ use super::gauges::age;
 
 pub async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     let draining = admin.stopping.drain.is_cancelled();
-    let (ledger, age) = match &admin.ledger {
+    let (ledger, age) = match admin.backlog().await {
         None => (Ok("off".to_owned()), None),
-        Some(ledger) => match ledger.backlog().await {
-            Ok(backlog) => (Ok("ok".to_owned()), Some(age(backlog.oldest_pending, Timestamp::now()))),
-            Err(error) => (Err(error.to_string()), None),
-        },
+        Some(Ok(backlog)) => (Ok("ok".to_owned()), Some(age(backlog.oldest_pending, Timestamp::now()))),
+        Some(Err(reason)) => (Err(reason), None),
     };
     let circuit = |paused: &Gauge| match (&admin.ledger, paused.get()) {
         (None, _) => "off",

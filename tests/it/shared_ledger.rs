@@ -16,6 +16,7 @@ use tollgate_local::stack::{ACME, ALICE, Tollgate, wait_for};
 use tollgate_local::standin::{Fault, Outcome};
 
 use crate::harness::direct::{self, channel, request, status};
+use crate::harness::documented::{Exposed, families};
 use crate::harness::{Direct, SOON, Shared, answer, binary};
 use crate::log_service::{message, send_until_held_up, stream_on};
 
@@ -110,6 +111,14 @@ async fn while_the_database_is_away_checks_are_answered_and_when_it_is_back_ever
     assert_eq!(ready.status, 503);
     assert_ne!(ready.json()["parts"]["ledger"], "ok", "{}", ready.body);
     assert_eq!(ready.json()["parts"]["listeners"], "ok", "{}", ready.body);
+    // What alarms of an outage is about must be there during one; what is in the ledger nobody knows then.
+    edge.metric("tollgate_ledger_readable", 0.0).await;
+    edge.metric(SUBMISSIONS_FAILED, 1.0).await;
+    let figures = answer(edge.http.get(format!("{}/metrics", edge.stack.tollgate.admin_url()))).await;
+    let figures = Exposed::parse(&figures.body);
+    for (name, family) in families().into_iter().filter(|(_, family)| family.of_billing || family.of_replicas) {
+        assert_eq!(figures.kinds.contains_key(&name), !family.in_ledger, "{name}");
+    }
 
     let stream = stream_on(channel(edge).await);
     let sent = send_until_held_up(&stream).await;
@@ -119,6 +128,8 @@ async fn while_the_database_is_away_checks_are_answered_and_when_it_is_back_ever
     let taken = async || edge.stack.tollgate.metric("tollgate_log_entries_total").await.filter(|taken| *taken >= all);
     wait_for("all of them to be taken", SOON * 2, taken).await.expect("taken");
     edge.metric("tollgate_intake_queued_events", 0.0).await;
+    edge.metric("tollgate_ledger_readable", 1.0).await;
+    edge.metric("tollgate_charges_pending", 0.0).await;
     edge.metric(SUBMISSIONS_FAILED, 1.0).await;
     edge.metric("tollgate_ledger_errors_total{kind=\"open_submission\"}", 1.0).await;
     edge.stack.flowmesh.complete(&tasks[0], Outcome::done(10.0, 1.5));

@@ -11,6 +11,8 @@ pub struct Family {
     pub labels: BTreeMap<String, Vec<String>>,
     /// Only with billing.
     pub of_billing: bool,
+    /// Of these only while the ledger can be read.
+    pub in_ledger: bool,
     /// Only with mTLS.
     pub of_mtls: bool,
     /// Only where spans are exported.
@@ -54,6 +56,7 @@ pub fn families() -> BTreeMap<String, Family> {
             kind: (*kind).to_owned(),
             labels: labels.collect(),
             of_billing: says.contains("billing only"),
+            in_ledger: says.contains("in the ledger"),
             of_mtls: says.contains("mTLS only"),
             of_spans: says.contains("spans only"),
             of_replicas: says.contains("replicas only"),

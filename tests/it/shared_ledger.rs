@@ -310,6 +310,38 @@ async fn a_replica_that_starts_while_the_database_is_away_answers_checks_and_is_
 }
 
 #[tokio::test]
+async fn a_database_that_hangs_keeps_neither_a_check_nor_a_page_waiting() {
+    let Some(shared) = Shared::start().await else { return };
+    let edge = &shared.edge;
+    let (_, before) = edge.submit(ALICE.token, 1).await;
+    let frozen = shared.postgres.freeze().expect("frozen");
+    for (path, status, said) in
+        [("/readyz", 503, "does not answer within 3s"), ("/metrics", 200, "\ntollgate_ledger_readable 0\n")]
+    {
+        let begun = Instant::now();
+        let page = answer(edge.http.get(format!("{}{path}", edge.stack.tollgate.admin_url()))).await;
+        assert_eq!(page.status, status, "{}", page.body);
+        assert!(page.body.contains(said), "{}", page.body);
+        // What a statement may take by itself is twice as long.
+        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    }
+    let begun = Instant::now();
+    let (_, meanwhile) = edge.submit(ALICE.token, 1).await;
+    assert!(begun.elapsed() < WITHOUT_LEDGER, "{:?}", begun.elapsed());
+    assert_eq!(answer(edge.get("/api/v1/tasks").bearer_auth(ALICE.token)).await.status, 200);
+    drop(frozen);
+    edge.metric("tollgate_ledger_readable", 1.0).await;
+    for task in before.iter().chain(&meanwhile) {
+        edge.stack.flowmesh.complete(task, Outcome::done(10.0, 1.5));
+    }
+    edge.entries(2).await;
+    wait_for("a ready Tollgate", SOON, async || edge.stack.tollgate.is_ready().await.then_some(()))
+        .await
+        .expect("ready");
+    shared.edge.finish().await;
+}
+
+#[tokio::test]
 async fn a_database_that_is_slow_keeps_no_check_waiting_for_more_than_a_second_or_so() {
     let Some(shared) = Shared::start().await else { return };
     let edge = &shared.edge;

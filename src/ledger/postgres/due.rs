@@ -11,12 +11,14 @@ use crate::ledger::due::Claim;
 use crate::ledger::{Error, Pick, Work, ms};
 
 /// The statement that claims due work, of `$1` the time, `$2` the end of the lease and `$3` how much, which is returned
-/// beside it. Rows that somebody is about to change are passed over, so it waits for nobody.
+/// beside it. Rows that somebody is about to change are passed over, so it waits for nobody. While another ledger is being moved
+/// into this one nothing is due: a `serve` that had opened it before does not have the lock to wait for here.
 pub fn claim(work: Work, pick: Pick) -> (String, u32) {
     let Claim { table, id, is_due, order, limit, returned } = Claim::new(work, pick);
     let statement = format!(
         "WITH due AS MATERIALIZED (
-             SELECT {id} FROM {table} WHERE {is_due} AND leased_until <= $1 ORDER BY {order} LIMIT $3
+             SELECT {id} FROM {table} WHERE {is_due} AND leased_until <= $1
+             AND NOT EXISTS (SELECT FROM moved_from WHERE done_at IS NULL) ORDER BY {order} LIMIT $3
              FOR UPDATE SKIP LOCKED)
          UPDATE {table} SET leased_until = $2 FROM due WHERE {table}.{id} = due.{id} RETURNING {returned}"
     );

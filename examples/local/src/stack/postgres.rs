@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A server with a data folder of its own. It ends with its handle, as in a crash.
 #[derive(Debug)]
@@ -108,6 +109,52 @@ impl Postgres {
     pub fn crash(&self) -> Result<()> {
         script(&["stop", text(&self.dir)?, "immediate"], Sync::Off).map(drop)
     }
+}
+
+/// Processes of a server that hang as long as this lives.
+#[derive(Debug)]
+pub struct Frozen(Vec<Pid>);
+
+impl Postgres {
+    /// SIGSTOP to the whole of it: whoever is connected gets no answer, and whoever connects, neither.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let file = self.data().join("postmaster.pid");
+        let noted = std::fs::read_to_string(&file).context("PostgreSQL does not run")?;
+        let first = process(noted.lines().next().unwrap_or_default())?;
+        // It first, so that there are no more of them while they are looked for.
+        let mut frozen = Frozen(Vec::new());
+        frozen.freeze(first)?;
+        let number = first.as_raw_nonzero();
+        let others = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children"))
+            .context("this system does not tell whose child a process is")?;
+        for other in others.split_whitespace() {
+            frozen.freeze(process(other)?)?;
+        }
+        Ok(frozen)
+    }
+}
+
+impl Frozen {
+    fn freeze(&mut self, process: Pid) -> Result<()> {
+        kill_process(process, Signal::STOP).context("cannot stop a process of PostgreSQL")?;
+        self.0.push(process);
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for process in &self.0 {
+            let _ = kill_process(*process, Signal::CONT);
+        }
+    }
+}
+
+fn process(number: &str) -> Result<Pid> {
+    number.trim().parse().ok().and_then(Pid::from_raw).with_context(|| format!("{number:?} is no process"))
 }
 
 impl Drop for Postgres {

@@ -88,6 +88,9 @@ pub async fn versions(context: &Context) -> Vec<Version> {
             versions.push(Version { program: program.to_owned(), version });
         }
     }
+    if let Ok(version) = tollgate_local::stack::Postgres::version() {
+        versions.push(Version { program: "PostgreSQL".to_owned(), version });
+    }
     let requirements = std::fs::read_to_string(context.root.join("benches/predecessor/requirements.txt"));
     versions.extend(packages(&requirements.unwrap_or_default()));
     versions

@@ -250,8 +250,12 @@ fn console(
 
 /// SQLite folds its write-ahead log into the file, which the next start would do as well; a replica tells the others.
 async fn close(ledger: Option<Opened>, replica: Option<Replica>) {
-    if let Some(replica) = replica {
-        let _ = tokio::time::timeout(CLOSED_WITHIN, replica.leave()).await;
+    if let Some(replica) = replica
+        && tokio::time::timeout(CLOSED_WITHIN, replica.leave()).await.is_err()
+    {
+        tracing::warn!(
+            "the other replicas could not be told in time that this one is no more: they wait for it for five minutes"
+        );
     }
     if let Some(ledger) = ledger {
         ledger.close(CLOSED_WITHIN).await;

@@ -2,18 +2,19 @@
 //!
 //! Posting is at least once: the entry is idempotent on its task id, so that a repeat moves no money, and a charge
 //! leaves `pending` only by Runmesh's word. Each charge has its own growing interval, and a circuit keeps a dead Runmesh
-//! from being hammered by all of them. When Runmesh does not accept the secret, every charge would fail alike: posting
+//! from being hammered by all of them. A charge is posted only while there is time for it in its lease: who was stopped for long
+//! and goes on, a virtual machine say, must not post what is somebody else's by then, for whoever owned it before. When Runmesh does not accept the secret, every charge would fail alike: posting
 //! pauses at once, loudly, and goes on by itself when a probe gets through.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::circuit::Circuit;
 use crate::drive::{LEASE, Worker, jitter, spread};
-use crate::ledger::{self, DueCharge, Ledger, Work};
+use crate::ledger::{self, DueCharge, Ledger, Posted, Work};
 use crate::telemetry::{Metrics, OutcomeLabels, Sparing, traces};
 use crate::upstream::runmesh::{ENVELOPE, Entry, PostError, Runmesh, UNAUTHORIZED};
 
@@ -30,35 +31,58 @@ static NOT_POSTED: Sparing = Sparing::of_work();
 pub struct Poster {
     ledger: Arc<dyn Ledger>,
     runmesh: Runmesh,
+    /// How long a post may take.
+    limit: Duration,
     circuit: Circuit,
     metrics: Metrics,
 }
 
 impl Poster {
     #[must_use]
-    pub fn new(ledger: Arc<dyn Ledger>, runmesh: Runmesh, metrics: Metrics) -> Self {
+    pub fn new(ledger: Arc<dyn Ledger>, runmesh: Runmesh, limit: Duration, metrics: Metrics) -> Self {
         let circuit = Circuit::new(metrics.posting_paused.clone());
-        Self { ledger, runmesh, circuit, metrics }
+        Self { ledger, runmesh, limit, circuit, metrics }
+    }
+}
+
+/// A charge that is this process's to post, and since when by a clock that nobody sets.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    due: DueCharge,
+    since: Instant,
+}
+
+impl Claimed {
+    /// Whether `limit` is left of its lease. That clock may stand while the machine does, and the other one be set back.
+    fn has_time(&self, limit: Duration, now: Timestamp) -> bool {
+        self.since.elapsed() + limit <= LEASE && now + limit <= self.due.leased_until
     }
 }
 
 impl Worker for Poster {
-    type Item = DueCharge;
+    type Item = Claimed;
     const WORK: Work = Work::Charges;
 
     fn allowance(&self, free: u32) -> Result<u32, Duration> {
         self.circuit.allowance(free)
     }
 
-    async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<DueCharge>, ledger::Error> {
+    async fn claim(&self, at: Timestamp, limit: u32) -> Result<Vec<Claimed>, ledger::Error> {
+        let since = Instant::now();
         let claimed = self.ledger.claim_charges(at, LEASE, self.circuit.pick(limit)).await?;
         self.circuit.begun(claimed.len());
-        Ok(claimed)
+        Ok(claimed.into_iter().map(|due| Claimed { due, since }).collect())
     }
 
-    async fn step(&self, due: DueCharge) -> Result<(), ledger::Error> {
+    async fn step(&self, claimed: Claimed) -> Result<(), ledger::Error> {
+        if !claimed.has_time(self.limit, Timestamp::now()) {
+            self.circuit.not_asked();
+            let task = claimed.due.task_id;
+            tracing::warn!(task, "charge for task {task} is left to its next claim: this one is nearly over");
+            return Ok(());
+        }
         let _in_flight = InFlight::begin(&self.metrics.posts_in_flight);
-        traces::step("post", self.post(due)).await
+        traces::step("post", self.post(claimed.due)).await
     }
 }
 
@@ -68,7 +92,7 @@ impl Poster {
         let workflow = due.workflow_id.clone();
         let attempts = due.attempts;
         let (cost, principal) = (due.cost.clone(), due.principal_id.clone());
-        let result = match entry(due) {
+        let result = match entry(&due) {
             Ok(entry) => traces::call("billing entry", PostError::kind, self.runmesh.post(&entry)).await,
             Err(reason) => Err(PostError::Rejected { status: 0, answer: reason }),
         };
@@ -80,20 +104,31 @@ impl Poster {
         match result {
             Ok(()) => {
                 self.circuit.succeeded();
-                self.ledger.posted(&task, Timestamp::now()).await?;
-                tracing::info!(
-                    trace_id,
-                    task,
-                    workflow,
-                    principal,
-                    cost,
-                    "posted ${cost} of {principal} for task {task}"
-                );
+                match self.ledger.posted(&due, Timestamp::now()).await? {
+                    Posted::Theirs => tracing::info!(
+                        trace_id,
+                        task,
+                        workflow,
+                        principal,
+                        cost,
+                        "posted ${cost} of {principal} for task {task}"
+                    ),
+                    Posted::Astray { owner } => tracing::error!(
+                        trace_id,
+                        task,
+                        workflow,
+                        principal,
+                        cost,
+                        owner,
+                        "ALARM: ${cost} for task {task} was posted as {principal}'s, and by then it was {}: correct it at Runmesh",
+                        owner.as_deref().map_or("nobody's".to_owned(), |owner| format!("{owner}'s"))
+                    ),
+                }
             }
             Err(PostError::Rejected { status, answer }) => {
                 // An answer all the same: Runmesh is there.
                 self.circuit.succeeded();
-                self.ledger.post_rejected(&task, &format!("status {status}: {answer}")).await?;
+                self.ledger.post_rejected(&due, &format!("status {status}: {answer}")).await?;
                 tracing::error!(
                     trace_id,
                     task,
@@ -128,7 +163,7 @@ impl Poster {
                     spread(FIRST, MOST, attempts, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MOST));
                 let now = Timestamp::now();
                 let again = now.checked_add(wait).unwrap_or(Timestamp::MAX);
-                self.ledger.post_failed(&task, &reason, again, now).await?;
+                self.ledger.post_failed(&due, &reason, again, now).await?;
                 let again_in = format!("charge for task {task} not posted, again in {wait:.1?}: {reason}");
                 if let Some(unsaid) = NOT_POSTED.say() {
                     tracing::warn!(
@@ -166,17 +201,17 @@ impl Drop for InFlight {
 }
 
 /// The row as Runmesh wants it.
-fn entry(due: DueCharge) -> Result<Entry, String> {
+fn entry(due: &DueCharge) -> Result<Entry, String> {
     Ok(Entry {
-        user_email: due.email,
-        user_sub: due.principal_id,
-        task_id: due.task_id,
-        workflow_id: due.workflow_id,
-        cost: due.cost,
+        user_email: due.email.clone(),
+        user_sub: due.principal_id.clone(),
+        task_id: due.task_id.clone(),
+        workflow_id: due.workflow_id.clone(),
+        cost: due.cost.clone(),
         duration_sec: due.duration_sec,
         cost_per_hour: serde_json::from_str(&due.cost_per_hour)
             .map_err(|_| "cost_per_hour in the ledger is no number".to_owned())?,
-        task_status: due.task_status,
+        task_status: due.task_status.clone(),
     })
 }
 
@@ -194,7 +229,7 @@ mod tests {
     use crate::upstream::Http;
 
     /// A poster with one claimed charge, whose Runmesh answers so.
-    async fn posting(response: ResponseTemplate) -> (Poster, DueCharge, MockServer, tempfile::TempDir) {
+    async fn posting(response: ResponseTemplate) -> (Poster, Claimed, MockServer, tempfile::TempDir) {
         let server = MockServer::start().await;
         Mock::given(any()).respond_with(response).mount(&server).await;
         let dir = tempfile::tempdir().expect("temp dir");
@@ -224,7 +259,7 @@ mod tests {
         let billing = Billing { base_url: BaseUrl::of_test(&server.uri()), secret: "s3cret".into() };
         let http = Http::new(&billing.base_url, Duration::from_secs(2)).expect("client");
         let runmesh = Runmesh::new(http, &billing, Duration::from_secs(2));
-        let poster = Poster::new(Arc::new(ledger), runmesh, Metrics::unread());
+        let poster = Poster::new(Arc::new(ledger), runmesh, Duration::from_secs(2), Metrics::unread());
         let charge = poster.claim(now, 1).await.expect("claimed").remove(0);
         (poster, charge, server, dir)
     }
@@ -256,6 +291,25 @@ mod tests {
             }
             assert_eq!(poster.allowance(32).is_err(), pauses);
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_posted_when_its_lease_is_nearly_over_by_either_clock() {
+        let (poster, charge, server, _dir) = posting(ResponseTemplate::new(200)).await;
+        let minute_ago = Instant::now()
+            .checked_sub(LEASE.saturating_sub(Duration::from_secs(1)))
+            .expect("a machine that runs for long");
+        let slept = Claimed { since: minute_ago, ..charge.clone() };
+        let mut suspended = charge.clone();
+        suspended.due.leased_until = Timestamp::now() + Duration::from_secs(1);
+        for late in [slept, suspended] {
+            assert_eq!(poster.allowance(1), Ok(1));
+            poster.step(late).await.expect("left alone");
+        }
+        assert!(server.received_requests().await.expect("recorded").is_empty());
+        assert_eq!(poster.ledger.backlog().await.expect("read").pending_charges, 1);
+        poster.step(charge).await.expect("recorded");
+        assert_eq!(server.received_requests().await.expect("recorded").len(), 1);
     }
 
     #[tokio::test]

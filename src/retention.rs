@@ -152,7 +152,8 @@ mod tests {
             supplier_id: None,
         };
         ledger.settle("tsk-1", Some("wfl-1"), &Settlement::Usage(usage), long_ago).await.expect("committed");
-        ledger.posted("tsk-1", long_ago).await.expect("committed");
+        let due = ledger.claim_charges(long_ago, DAYS, Pick::Due(1)).await.expect("claimed").remove(0);
+        ledger.posted(&due, long_ago).await.expect("committed");
         let soon = long_ago + SignedDuration::from_mins(1);
         let due = ledger.claim_workflows(soon, DAYS, Pick::Due(1)).await.expect("claimed").remove(0);
         ledger.swept(&due, NextSweep::Settled, Existence::Known, soon).await.expect("committed");

@@ -70,7 +70,7 @@ pub fn spawn(
         news: news.clone(),
         metrics: metrics.clone(),
     };
-    let poster = Poster::new(ledger.clone(), runmesh, metrics.clone());
+    let poster = Poster::new(ledger.clone(), runmesh, limits.post_timeout, metrics.clone());
     let pruner = Pruner {
         ledger: ledger.clone(),
         duty,

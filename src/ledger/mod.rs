@@ -211,6 +211,17 @@ pub struct DueCharge {
     pub task_status: String,
     /// Posts tried before.
     pub attempts: u32,
+    /// Until when it is the claimer's to post. By this the claim is known from a later one.
+    pub leased_until: Timestamp,
+}
+
+/// What the ledger makes of Runmesh's word that it has a charge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Posted {
+    /// It was theirs.
+    Theirs,
+    /// By now it is somebody else's, or nobody's: the one for whom it was posted has paid, and the ledger says so.
+    Astray { owner: Option<String> },
 }
 
 /// Rows by state, for metrics and people.
@@ -351,14 +362,15 @@ pub trait Ledger: Send + Sync + 'static {
     /// Claims charges to post.
     async fn claim_charges(&self, at: Timestamp, lease: Duration, pick: Pick) -> Result<Vec<DueCharge>, Error>;
 
-    /// Runmesh has it.
-    async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error>;
+    /// Runmesh has it. That is so whoever has claimed it meanwhile.
+    async fn posted(&self, charge: &DueCharge, at: Timestamp) -> Result<Posted, Error>;
 
-    /// It did not work; to be tried again at `again`, for whoever the workflow's owner is by now.
-    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error>;
+    /// It did not work; to be tried again at `again`, for whoever the workflow's owner is by now. Nothing, when somebody else has
+    /// claimed it meanwhile.
+    async fn post_failed(&self, charge: &DueCharge, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error>;
 
-    /// Runmesh refused it for good.
-    async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error>;
+    /// Runmesh refused it for good. Likewise.
+    async fn post_rejected(&self, charge: &DueCharge, answer: &str) -> Result<(), Error>;
 
     /// When the next piece of work is due, leases of others included.
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error>;

@@ -3,14 +3,17 @@
 //! One by one each was a transaction with an fsync of its own, and 430 charges were posted a second. As many as wait for the
 //! writer are one transaction now, in a number of statements that does not grow with them but for one a submission.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 
 use super::group::{Commit, Group};
 use super::recording::{LogTables, REPEATED_WITHIN, SeenPrincipals, see_principals};
 use super::settling::{self, Settling};
-use super::{Attribution, DueTask, DueWorkflow, Error, Existence, NewSubmission, NextSweep, Settled, Settlement, ms};
+use super::{
+    Attribution, DueCharge, DueTask, DueWorkflow, Error, Existence, NewSubmission, NextSweep, Posted, Settled,
+    Settlement, ms,
+};
 use crate::principal::Principal;
 
 /// One of them.
@@ -20,9 +23,9 @@ pub enum Move {
     Settle { task_id: String, workflow_id: Option<String>, settlement: Settlement, at: Timestamp },
     Unsettled { task_id: String, heard: i64, again: Option<Timestamp>, existence: Existence, at: Timestamp },
     Swept { workflow_id: String, heard: i64, next: NextSweep, existence: Existence, at: Timestamp },
-    Posted { task_id: String, at: Timestamp },
-    PostFailed { task_id: String, error: String, again: Timestamp, at: Timestamp },
-    PostRejected { task_id: String, answer: String },
+    Posted { task_id: String, principal_id: String, at: Timestamp },
+    PostFailed { task_id: String, leased_until: Timestamp, error: String, again: Timestamp, at: Timestamp },
+    PostRejected { task_id: String, leased_until: Timestamp, answer: String },
 }
 
 /// What came of one.
@@ -32,6 +35,7 @@ pub enum Moved {
     /// Under which id the submission stands.
     Opened(String),
     Settled(Settled),
+    Posted(Posted),
 }
 
 /// The moves of a ledger, as [`super::Ledger`] has them.
@@ -46,7 +50,7 @@ impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
         };
         match self.commit(this).await? {
             Moved::Opened(id) => Ok(id),
-            Moved::Done | Moved::Settled(_) => Ok(submission_id.to_owned()),
+            Moved::Done | Moved::Settled(_) | Moved::Posted(_) => Ok(submission_id.to_owned()),
         }
     }
 
@@ -65,7 +69,7 @@ impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
         };
         match self.commit(this).await? {
             Moved::Settled(settled) => Ok(settled),
-            Moved::Done | Moved::Opened(_) => Ok(Settled::Already),
+            Moved::Done | Moved::Opened(_) | Moved::Posted(_) => Ok(Settled::Already),
         }
     }
 
@@ -91,24 +95,29 @@ impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
         self.commit(Move::Swept { workflow_id, heard, next, existence, at }).await.map(drop)
     }
 
-    pub(super) async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        self.commit(Move::Posted { task_id: task_id.to_owned(), at }).await.map(drop)
+    pub(super) async fn posted(&self, charge: &DueCharge, at: Timestamp) -> Result<Posted, Error> {
+        let (task_id, principal_id) = (charge.task_id.clone(), charge.principal_id.clone());
+        match self.commit(Move::Posted { task_id, principal_id, at }).await? {
+            Moved::Posted(posted) => Ok(posted),
+            Moved::Done | Moved::Opened(_) | Moved::Settled(_) => Ok(Posted::Theirs),
+        }
     }
 
     pub(super) async fn post_failed(
         &self,
-        task_id: &str,
+        charge: &DueCharge,
         error: &str,
         again: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let this = Move::PostFailed { task_id: task_id.to_owned(), error: error.to_owned(), again, at };
+        let (task_id, leased_until) = (charge.task_id.clone(), charge.leased_until);
+        let this = Move::PostFailed { task_id, leased_until, error: error.to_owned(), again, at };
         self.commit(this).await.map(drop)
     }
 
-    pub(super) async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
-        let this = Move::PostRejected { task_id: task_id.to_owned(), answer: answer.to_owned() };
-        self.commit(this).await.map(drop)
+    pub(super) async fn post_rejected(&self, charge: &DueCharge, answer: &str) -> Result<(), Error> {
+        let (task_id, leased_until) = (charge.task_id.clone(), charge.leased_until);
+        self.commit(Move::PostRejected { task_id, leased_until, answer: answer.to_owned() }).await.map(drop)
     }
 }
 
@@ -119,6 +128,9 @@ pub type UnsettledRow<'a> = (&'a str, Option<i64>, i64, i64, &'static str);
 /// A sweep: the workflow, its state from now on, when to sweep again, now, what was heard of it by then, and whether FlowMesh
 /// knows it.
 pub type SweptRow<'a> = (&'a str, &'static str, Option<i64>, i64, i64, &'static str);
+
+/// A charge that Runmesh has: the task, since when, and for whom.
+pub type PostedRow<'a> = (&'a str, i64, &'a str);
 
 /// The statements by which a database takes these: one each but for [`MoveTables::insert_submission`], for any number of rows.
 /// Times are ms since the epoch.
@@ -138,17 +150,28 @@ pub trait MoveTables: LogTables {
     /// Likewise.
     fn swept(&mut self, rows: &[SweptRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Runmesh has them: each with when it was told so.
-    fn posted(&mut self, rows: &[(&str, i64)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Runmesh has them: each with when it was told so, and for whom it was posted. Returns those that are theirs still and were
+    /// pending.
+    fn posted(&mut self, rows: &[PostedRow<'_>]) -> impl Future<Output = Result<Vec<String>, sqlx::Error>> + Send;
 
-    /// It did not work: each with why, and when it is to be tried again. Returns their workflows.
+    /// Whose these are now, in which state.
+    fn standing(
+        &mut self,
+        task_ids: &[&str],
+    ) -> impl Future<Output = Result<Vec<(String, String, Option<String>)>, sqlx::Error>> + Send;
+
+    /// Likewise posted, though they are somebody else's or held by now: makes them theirs for whom they were posted, and says so.
+    fn posted_astray(&mut self, rows: &[PostedRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// It did not work: each with until when it was claimed, why, and when it is to be tried again. Returns the workflows of those
+    /// that nobody else has claimed meanwhile.
     fn post_failed(
         &mut self,
-        rows: &[(&str, &str, i64)],
+        rows: &[(&str, i64, &str, i64)],
     ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
 
-    /// Runmesh refused them for good: each with its answer.
-    fn post_rejected(&mut self, rows: &[(&str, &str)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Runmesh refused them for good: each with until when it was claimed, and its answer.
+    fn post_rejected(&mut self, rows: &[(&str, i64, &str)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Says when FlowMesh took a workflow, unless that is known.
     fn date_workflow(
@@ -231,12 +254,16 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
                 };
                 swept.push((workflow_id.as_str(), state, sweep_at, ms(*at), *heard, existence.as_str()));
             }
-            Move::Posted { task_id, at } => posted.push((task_id.as_str(), ms(*at))),
-            Move::PostFailed { task_id, error, again, at } => {
-                post_failed.push((task_id.as_str(), error.as_str(), ms(*again)));
+            Move::Posted { task_id, principal_id, at } => {
+                posted.push((n, (task_id.as_str(), ms(*at), principal_id.as_str())));
+            }
+            Move::PostFailed { task_id, leased_until, error, again, at } => {
+                post_failed.push((task_id.as_str(), ms(*leased_until), error.as_str(), ms(*again)));
                 last = last.max(*at);
             }
-            Move::PostRejected { task_id, answer } => rejected.push((task_id.as_str(), answer.as_str())),
+            Move::PostRejected { task_id, leased_until, answer } => {
+                rejected.push((task_id.as_str(), ms(*leased_until), answer.as_str()));
+            }
         }
     }
     if !settling.is_empty() {
@@ -252,7 +279,12 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
         to.swept(&swept).await?;
     }
     if !posted.is_empty() {
-        to.posted(&posted).await?;
+        let rows: Vec<PostedRow<'_>> = posted.iter().map(|(_, row)| *row).collect();
+        let astray = post(to, &rows).await?;
+        for (n, (task_id, ..)) in posted {
+            let owner = astray.get(task_id).cloned();
+            outcomes[n] = Moved::Posted(owner.map_or(Posted::Theirs, |owner| Posted::Astray { owner }));
+        }
     }
     if !post_failed.is_empty() {
         // Their owners may have been corrected while they were being posted.
@@ -264,6 +296,34 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
         to.post_rejected(&rejected).await?;
     }
     Ok(outcomes)
+}
+
+/// Records that Runmesh has these. Returns those that are not theirs any more for whom they were posted, with whose they were.
+async fn post<T: MoveTables>(
+    to: &mut T,
+    rows: &[PostedRow<'_>],
+) -> Result<HashMap<String, Option<String>>, sqlx::Error> {
+    let done: HashSet<String> = to.posted(rows).await?.into_iter().collect();
+    let mut others: HashMap<&str, PostedRow<'_>> =
+        rows.iter().filter(|(task_id, ..)| !done.contains(*task_id)).map(|row| (row.0, *row)).collect();
+    if others.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (mut astray, mut unposted) = (HashMap::new(), Vec::new());
+    let tasks: Vec<&str> = others.keys().copied().collect();
+    for (task_id, state, owner) in to.standing(&tasks).await? {
+        let Some(row) = others.remove(task_id.as_str()) else { continue };
+        if matches!(state.as_str(), "pending" | "held") {
+            unposted.push(row);
+        }
+        if owner.as_deref() != Some(row.2) {
+            astray.insert(task_id, owner);
+        }
+    }
+    if !unposted.is_empty() {
+        to.posted_astray(&unposted).await?;
+    }
+    Ok(astray)
 }
 
 /// Records whose a workflow is, unless that is known already.

@@ -27,7 +27,7 @@ mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use sqlx::Row;
@@ -50,6 +50,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The oldest PostgreSQL that this is tried with, as the server numbers itself.
 const OLDEST: i32 = 140_000;
+/// How long a start waits for the ledger.
+const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How long replicas that start together wait for the one that brings the schema up to date.
 const MIGRATING: Duration = Duration::from_mins(5);
 /// Moves committed in one transaction at most: some ms, for which a submission may have to wait. And those that may wait: more than
@@ -89,10 +91,12 @@ impl PostgresLedger {
     /// [`Error::Open`] when the ledger cannot be used: no such database, no permission, of a newer version, too old a server.
     pub async fn open(database: &config::Postgres, at: Timestamp) -> Result<Self, Error> {
         let store = Store::new(database, database.pool, at);
-        match store.make_ready().await {
-            Err(error @ Error::Open { .. }) => return Err(error),
-            Err(error) => tracing::error!(%error, "the ledger is away: {error}"),
-            Ok(()) => {}
+        match tokio::time::timeout(READY_WITHIN, store.make_ready()).await {
+            Ok(Err(error @ Error::Open { .. })) => return Err(error),
+            Ok(Err(error)) => tracing::error!(%error, "the ledger is away: {error}"),
+            Ok(Ok(())) => {}
+            // Listeners are bound after this, and whoever looks whether this process lives has a limit.
+            Err(_) => tracing::warn!("the ledger is not ready yet: it is served without it meanwhile"),
         }
         Ok(Self { group: Group::new(Writer(store.clone()), MOVES), store })
     }
@@ -144,10 +148,9 @@ impl Store {
     }
 
     async fn make(&self) -> Result<(), Error> {
-        let mut lent = self.pool.get().await.map_err(|error| open_error(&self.place, &error))?;
-        self.check_server(&mut lent).await?;
-        self.migrate(&mut lent).await?;
-        migrating::refuse_half(&mut lent, &self.place).await?;
+        let lent = self.pool.get().await.map_err(|error| open_error(&self.place, &error))?;
+        let mut lent = self.migrate(lent).await?;
+        self.pool.bounded(migrating::refuse_half(&mut lent, &self.place)).await?;
         lent.give_back();
         self.is_ready.store(true, Ordering::Release);
         Ok(())
@@ -164,9 +167,16 @@ impl Store {
         Ok(())
     }
 
-    /// Ten replicas may start at once: whoever comes first does it, under an advisory lock of sqlx's.
-    async fn migrate(&self, lent: &mut PgConnection) -> Result<(), Error> {
-        if let Some(step) = missing_step(lent).await.map_err(|error| open_error(&self.place, &error))? {
+    /// Ten replicas may start at once: whoever comes first does it, under an advisory lock of sqlx's. What waits for a network that
+    /// may swallow everything has a limit, and only a step of the schema has more time.
+    async fn migrate(&self, mut lent: Lent) -> Result<Lent, Error> {
+        let looking = async {
+            self.check_server(&mut lent).await?;
+            let step = missing_step(&mut lent).await.map_err(|error| open_error(&self.place, &error))?;
+            Ok::<_, Error>((step, lent))
+        };
+        let (step, mut lent) = self.pool.bounded(looking).await?;
+        if let Some(step) = step {
             tracing::info!("the ledger's schema lacks step {step}: bringing it up to date");
             // A connection of its own, on which nothing is cut short: a step on a large table takes its time.
             let options = self.pool.options().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
@@ -180,11 +190,14 @@ impl Store {
             })?;
             pool.close().await;
         }
-        sqlx::query("INSERT INTO ledger (id, born_at) VALUES (1, $1) ON CONFLICT DO NOTHING")
-            .bind(ms(self.born_at))
-            .execute(lent)
-            .await?;
-        Ok(())
+        let beginning = async {
+            sqlx::query("INSERT INTO ledger (id, born_at) VALUES (1, $1) ON CONFLICT DO NOTHING")
+                .bind(ms(self.born_at))
+                .execute(&mut *lent)
+                .await?;
+            Ok(lent)
+        };
+        self.pool.bounded(beginning).await
     }
 
     fn cannot(&self, reason: String) -> Error {
@@ -232,12 +245,14 @@ async fn missing_step(connection: &mut PgConnection) -> Result<Option<i64>, sqlx
 impl Writing {
     async fn begin(mut lent: Lent) -> Result<Self, sqlx::Error> {
         sqlx::raw_sql(BEGIN).execute(&mut *lent).await?;
+        pool::writing(Some(Instant::now()));
         Ok(Self(lent))
     }
 
     async fn commit(self) -> Result<(), sqlx::Error> {
         let mut lent = self.0;
         sqlx::raw_sql("COMMIT").execute(&mut *lent).await?;
+        pool::writing(None);
         lent.give_back();
         Ok(())
     }

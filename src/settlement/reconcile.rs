@@ -21,6 +21,8 @@ use crate::upstream::flowmesh::FlowMesh;
 /// Between tries while FlowMesh or the ledger does not answer.
 const FIRST: Duration = Duration::from_secs(2);
 const MOST: Duration = Duration::from_mins(1);
+/// So many failures in a row, and it is another replica's turn.
+const LEAVES_AFTER: u32 = 4;
 /// How long a workflow without an owner is looked at again: until then its rivals' log entries have come.
 const REVISIT: SignedDuration = SignedDuration::from_hours(24);
 
@@ -41,7 +43,7 @@ impl Reconciler {
     /// # Errors
     /// Never by itself.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), TaskError> {
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         while self.duty.wait(&stop).await {
             let started = Timestamp::now();
             let wait = match self.reconcile(started).await {
@@ -52,6 +54,10 @@ impl Reconciler {
                 Err(error) => {
                     tracing::warn!(%error, "cannot compare FlowMesh's workflows with the ledger: {error}");
                     failures += 1;
+                    if failures.is_multiple_of(LEAVES_AFTER) {
+                        // It may be this one alone that FlowMesh does not answer.
+                        self.duty.leave();
+                    }
                     growing(FIRST, MOST, failures - 1, jitter())
                 }
             };

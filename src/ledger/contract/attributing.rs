@@ -55,7 +55,7 @@ pub async fn naming_the_owner_again_changes_nothing<S: Store>() {
     fixture.submit(&alice(), "r1", 4).await;
     assert_eq!(name(&fixture, "wfl-1", "alice", None).await, done(2, 0));
     let before = fixture.books().workflow("wfl-1").await.expect("read");
-    fixture.ledger().posted("tsk-1", at(21)).await.expect("committed");
+    fixture.posted("tsk-1", 21).await;
     assert_eq!(name(&fixture, "wfl-1", "alice", None).await, done(0, 0));
     assert_eq!(fixture.books().workflow("wfl-1").await.expect("read"), before);
     // One that the log named stays the log's.
@@ -92,11 +92,12 @@ pub async fn another_owner_is_replaced_only_while_nothing_was_or_is_being_posted
     fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
     assert_eq!(name(&fixture, "wfl-1", "alice", None).await, done(1, 0));
     assert_eq!(name(&fixture, "wfl-1", "bob", None).await, done(1, 0));
-    assert_eq!(fixture.due_charges(20).await[0].principal_id, "bob");
+    let claimed = fixture.due_charges(20).await.remove(0);
+    assert_eq!(claimed.principal_id, "bob");
     let bobs = || "bob".to_owned();
     let refused = name(&fixture, "wfl-1", "alice", None).await;
     assert_eq!(refused, Named::BeingPosted { principal_id: bobs() });
-    fixture.ledger().posted("tsk-1", at(20)).await.expect("committed");
+    assert_eq!(fixture.ledger().posted(&claimed, at(20)).await.expect("committed"), Posted::Theirs);
     assert_eq!(name(&fixture, "wfl-1", "alice", None).await, Named::Posted { principal_id: bobs() });
     let workflow = fixture.books().workflow("wfl-1").await.expect("read").expect("a workflow");
     assert_eq!(workflow.principal_id.as_deref(), Some("bob"));

@@ -124,9 +124,9 @@ pub async fn moves_that_are_committed_together_come_to_what_each_does<S: Store>(
     let due = ledger.claim_charges(at(10), LEASE, Pick::Due(100)).await.expect("claimed");
     assert_eq!(due.len(), 40);
     let posting = due.iter().enumerate().map(async |(n, due)| match n % 3 {
-        0 => ledger.posted(&due.task_id, at(11)).await,
-        1 => ledger.post_failed(&due.task_id, &format!("failure {n}"), at(50), at(11)).await,
-        _ => ledger.post_rejected(&due.task_id, &format!("refusal {n}")).await,
+        0 => ledger.posted(due, at(11)).await.map(drop),
+        1 => ledger.post_failed(due, &format!("failure {n}"), at(50), at(11)).await,
+        _ => ledger.post_rejected(due, &format!("refusal {n}")).await,
     });
     for posted in futures_util::future::join_all(posting).await {
         posted.expect("committed");
@@ -153,7 +153,7 @@ pub async fn a_text_of_any_characters_is_kept_as_it_is<S: Store>() {
         let settled = fixture.ledger().settle(task, Some("wfl-1"), &Settlement::Usage(usage), at(10)).await;
         assert_eq!(settled.expect("committed"), charged(odd), "another execution");
     }
-    fixture.ledger().post_rejected("tsk-1", odd).await.expect("committed");
+    fixture.rejected("tsk-1", odd).await;
     assert_eq!(fixture.charge("tsk-1").await.last_error.as_deref(), Some(odd));
     let due = fixture.due_charges(10).await;
     assert_eq!((due[0].principal_id.as_str(), due[0].cost.as_str()), (odd, "0.12345678901234567890"));

@@ -10,7 +10,7 @@ pub async fn one_of_each<S: Store>() -> Fixture<S> {
     fixture.held_workflow("wfl-2", 5).await;
     fixture.settle("tsk-held", "wfl-2", "wrk-1").await;
     fixture.settle("tsk-rejected", "wfl-1", "wrk-2").await;
-    fixture.ledger().post_rejected("tsk-rejected", "status 422: no").await.expect("committed");
+    fixture.rejected("tsk-rejected", "status 422: no").await;
     fixture.post("tsk-posted", "wfl-1", 11).await;
     fixture.settle("tsk-pending", "wfl-1", "wrk-3").await;
     fixture
@@ -176,8 +176,8 @@ pub async fn the_oldest_of_everything_that_waits_is_told_and_nothing_of_what_is_
     ] {
         settled(task, workflow, second).await;
     }
-    fixture.ledger().post_rejected("tsk-rejected", "status 422: no").await.expect("committed");
-    fixture.ledger().posted("tsk-posted", at(12)).await.expect("committed");
+    fixture.rejected("tsk-rejected", "status 422: no").await;
+    fixture.posted("tsk-posted", 12).await;
     for (task, second) in [("tsk-due-later", 41), ("tsk-due", 40)] {
         fixture.ledger().record(&[Event::TaskEnded { task_id: task.into() }], at(second)).await.expect("committed");
     }

@@ -73,17 +73,18 @@ pub async fn a_charge_leaves_pending_by_runmeshs_word_alone<S: Store>() {
     for (task, worker) in [("tsk-1", "wrk-1"), ("tsk-2", "wrk-2"), ("tsk-3", "wrk-3")] {
         fixture.settle(task, "wfl-1", worker).await;
     }
-    assert_eq!(fixture.due_charges(10).await.len(), 3);
-    fixture.ledger().posted("tsk-1", at(11)).await.expect("committed");
-    fixture.ledger().post_failed("tsk-2", "status 503", at(30), at(11)).await.expect("committed");
-    fixture.ledger().post_rejected("tsk-3", "status 422: no").await.expect("committed");
+    let claimed = fixture.due_charges(10).await;
+    let [first, second, third] = claimed.as_slice() else { panic!("{claimed:?}") };
+    assert_eq!(fixture.ledger().posted(first, at(11)).await.expect("committed"), Posted::Theirs);
+    fixture.ledger().post_failed(second, "status 503", at(30), at(11)).await.expect("committed");
+    fixture.ledger().post_rejected(third, "status 422: no").await.expect("committed");
     let backlog = fixture.backlog().await;
     assert_eq!((backlog.pending_charges, backlog.rejected_charges, fixture.posted_charges().await), (1, 1, 1));
     assert!(fixture.due_charges(29).await.is_empty());
     let due = fixture.due_charges(30).await;
     assert_eq!(due.iter().map(|due| (due.task_id.as_str(), due.attempts)).collect::<Vec<_>>(), [("tsk-2", 1)]);
     // A late word changes nothing any more.
-    fixture.ledger().post_failed("tsk-1", "late", at(40), at(40)).await.expect("committed");
+    fixture.ledger().post_failed(first, "late", at(40), at(40)).await.expect("committed");
     assert_eq!(fixture.posted_charges().await, 1);
 }
 
@@ -104,18 +105,57 @@ pub async fn a_repeated_word_of_runmeshs_changes_nothing<S: Store>() {
         fixture.settle(task, "wfl-1", task).await;
     }
     for _ in 0..2 {
-        fixture.ledger().posted("tsk-1", at(11)).await.expect("committed");
-        fixture.ledger().post_rejected("tsk-2", "status 422: no").await.expect("committed");
+        fixture.posted("tsk-1", 11).await;
+        fixture.rejected("tsk-2", "status 422: no").await;
         // And the other's word comes too late.
-        fixture.ledger().post_rejected("tsk-1", "late").await.expect("committed");
-        fixture.ledger().posted("tsk-2", at(12)).await.expect("committed");
-        fixture.ledger().post_failed("tsk-2", "late", at(40), at(12)).await.expect("committed");
+        fixture.rejected("tsk-1", "late").await;
+        fixture.posted("tsk-2", 12).await;
+        fixture.ledger().post_failed(&unclaimed("tsk-2"), "late", at(40), at(12)).await.expect("committed");
         let (posted, rejected) = (fixture.charge("tsk-1").await, fixture.charge("tsk-2").await);
         assert_eq!((posted.state, posted.posted_at, posted.attempts), (ChargeState::Posted, Some(at(11)), 1));
         assert_eq!((rejected.state, rejected.attempts), (ChargeState::Rejected, 1));
         assert_eq!(rejected.last_error.as_deref(), Some("status 422: no"));
     }
     assert!(fixture.due_charges(50).await.is_empty());
+}
+
+/// Bob's charge was claimed, and then nothing was heard of whoever claimed it; the log says meanwhile that its workflow is Alice's, whose
+/// it becomes.
+async fn claimed_by_who_fell_silent<S: Store>() -> (Fixture<S>, DueCharge, DueCharge) {
+    let fixture = super::owners::corrected_while_posted::<S>().await;
+    let mut bobs = unclaimed("tsk-1");
+    (bobs.principal_id, bobs.leased_until) = ("bob".to_owned(), at(10) + LEASE);
+    // The first claim after the lease finds that it is not Bob's, and gives it to Alice.
+    let taken_over = 11 + i64::try_from(LEASE.as_secs()).expect("short");
+    assert!(fixture.due_charges(taken_over).await.is_empty());
+    let alices = fixture.due_charges(taken_over).await.remove(0);
+    assert_eq!(alices.principal_id, "alice");
+    (fixture, bobs, alices)
+}
+
+pub async fn who_comes_after_their_lease_changes_nothing_of_who_has_it_now<S: Store>() {
+    let (fixture, bobs, alices) = claimed_by_who_fell_silent::<S>().await;
+    let before = fixture.charge("tsk-1").await;
+    fixture.ledger().post_failed(&bobs, "late", at(400), at(90)).await.expect("committed");
+    fixture.ledger().post_rejected(&bobs, "late").await.expect("committed");
+    assert_eq!(fixture.charge("tsk-1").await, before);
+    assert!(fixture.due_charges(91).await.is_empty(), "the lease that holds is the later one");
+    assert_eq!(fixture.ledger().posted(&alices, at(92)).await.expect("committed"), Posted::Theirs);
+    assert_eq!(fixture.charge("tsk-1").await.principal_id.as_deref(), Some("alice"));
+}
+
+pub async fn what_was_posted_for_somebody_else_after_its_lease_is_said_and_recorded_as_it_is<S: Store>() {
+    let (fixture, bobs, alices) = claimed_by_who_fell_silent::<S>().await;
+    let astray = Posted::Astray { owner: Some("alice".to_owned()) };
+    assert_eq!(fixture.ledger().posted(&bobs, at(90)).await.expect("committed"), astray);
+    let charge = fixture.charge("tsk-1").await;
+    assert_eq!((charge.state, charge.principal_id.as_deref()), (ChargeState::Posted, Some("bob")), "he has paid");
+    assert_eq!(charge.posted_at, Some(at(90)));
+    // Runmesh has the task already, so this moved no money.
+    let astray = Posted::Astray { owner: Some("bob".to_owned()) };
+    assert_eq!(fixture.ledger().posted(&alices, at(91)).await.expect("committed"), astray);
+    assert_eq!(fixture.charge("tsk-1").await.posted_at, Some(at(90)));
+    assert!(fixture.due_charges(500).await.is_empty());
 }
 
 /// What an answer reports of a task.
@@ -157,7 +197,7 @@ pub async fn a_probe_is_what_was_tried_least<S: Store>() {
     for (task, tries) in [("tsk-1", 3), ("tsk-2", 1)] {
         fixture.settle(task, "wfl-1", task).await;
         for _ in 0..tries {
-            fixture.ledger().post_failed(task, "no", at(11), at(11)).await.expect("committed");
+            fixture.ledger().post_failed(&unclaimed(task), "no", at(11), at(11)).await.expect("committed");
         }
     }
     let claimed = fixture.ledger().claim_charges(at(12), LEASE, Pick::LeastTried).await.expect("claimed");

@@ -20,8 +20,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::access_log::event::Event;
 use crate::ledger::books::{Books, Charge, ChargeState};
 use crate::ledger::{
-    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Existence, Ledger, NewSubmission, NextSweep, Pick, Settled,
-    Settlement, Usage, Work,
+    Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Existence, Ledger, NewSubmission, NextSweep, Pick, Posted,
+    Settled, Settlement, Usage, Work,
 };
 use crate::principal::Principal;
 
@@ -91,6 +91,8 @@ macro_rules! suite {
                 usage_that_an_answer_reports_is_a_charge_at_once_and_each_execution_one
                 usage_reported_of_a_task_that_nobody_knows_or_that_was_given_up_is_not_lost
                 a_probe_is_what_was_tried_least
+                who_comes_after_their_lease_changes_nothing_of_who_has_it_now
+                what_was_posted_for_somebody_else_after_its_lease_is_said_and_recorded_as_it_is
             }
             batches {
                 one_task_in_a_batch_in_several_kinds_is_asked_after_as_if_they_came_one_by_one
@@ -197,6 +199,22 @@ pub fn costing(cost: &str, worker: &str) -> Settlement {
     })
 }
 
+/// A charge of Alice's as it is when nobody has claimed it.
+pub fn unclaimed(task: &str) -> DueCharge {
+    DueCharge {
+        task_id: task.to_owned(),
+        workflow_id: None,
+        principal_id: "alice".to_owned(),
+        email: "alice@example.com".to_owned(),
+        cost: "1".to_owned(),
+        duration_sec: 1,
+        cost_per_hour: "1".to_owned(),
+        task_status: "DONE".to_owned(),
+        attempts: 0,
+        leased_until: Timestamp::UNIX_EPOCH,
+    }
+}
+
 pub fn charged(principal: &str) -> Settled {
     Settled::Charged { principal_id: principal.into() }
 }
@@ -254,7 +272,18 @@ impl<S: Store> Fixture<S> {
     pub async fn post(&self, task: &str, workflow: &str, second: i64) {
         let settled = self.ledger().settle(task, Some(workflow), &usage(task), at(second)).await.expect("committed");
         assert!(matches!(settled, Settled::Charged { .. }), "{settled:?}");
-        self.ledger().posted(task, at(second)).await.expect("committed");
+        self.posted(task, second).await;
+    }
+
+    /// Runmesh's word on a charge of Alice's that nobody has claimed.
+    pub async fn posted(&self, task: &str, second: i64) {
+        let posted = self.ledger().posted(&unclaimed(task), at(second)).await.expect("committed");
+        assert_eq!(posted, Posted::Theirs);
+    }
+
+    /// Likewise that it refuses it.
+    pub async fn rejected(&self, task: &str, answer: &str) {
+        self.ledger().post_rejected(&unclaimed(task), answer).await.expect("committed");
     }
 
     /// Ends the sweeping of all workflows that are due.

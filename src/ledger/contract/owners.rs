@@ -62,7 +62,7 @@ pub async fn what_is_older_than_the_ledger_is_not_billed_unless_the_log_says_it_
 }
 
 /// Bob's charge is being posted when the log says that its workflow is Alice's.
-async fn corrected_while_posted<S: Store>() -> Fixture<S> {
+pub(super) async fn corrected_while_posted<S: Store>() -> Fixture<S> {
     let fixture = Fixture::<S>::new().await;
     let submission = fixture.submit(&bob(), "r1", 1).await;
     fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(2)))], at(2)).await.expect("noted");
@@ -77,7 +77,8 @@ async fn corrected_while_posted<S: Store>() -> Fixture<S> {
 
 pub async fn an_owner_that_the_log_corrects_while_the_charge_is_posted_gets_it_with_the_next_try<S: Store>() {
     let fixture = corrected_while_posted::<S>().await;
-    fixture.ledger().post_failed("tsk-1", "status 503", at(20), at(13)).await.expect("committed");
+    let bobs = DueCharge { principal_id: "bob".to_owned(), leased_until: at(10) + LEASE, ..unclaimed("tsk-1") };
+    fixture.ledger().post_failed(&bobs, "status 503", at(20), at(13)).await.expect("committed");
     assert_eq!(fixture.due_charges(20).await[0].principal_id, "alice");
 }
 
@@ -179,8 +180,8 @@ pub async fn a_retry_ends_though_runmesh_goes_on_refusing<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.workflow("wfl-1", &alice()).await;
     fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
-    fixture.due_charges(11).await;
-    fixture.ledger().post_rejected("tsk-1", "status 400").await.expect("committed");
+    let claimed = fixture.due_charges(11).await.remove(0);
+    fixture.ledger().post_rejected(&claimed, "status 400").await.expect("committed");
     let mut rounds = 0;
     // As `ledger retry --rejected` does, with one `now`, while `serve` posts and Runmesh goes on refusing.
     let mut after = i64::MIN;
@@ -188,8 +189,8 @@ pub async fn a_retry_ends_though_runmesh_goes_on_refusing<S: Store>() {
         after = last.number;
         rounds += 1;
         assert!(rounds < 1000, "it never ends");
-        fixture.due_charges(20).await;
-        fixture.ledger().post_rejected("tsk-1", "status 400").await.expect("committed");
+        let claimed = fixture.due_charges(20).await.remove(0);
+        fixture.ledger().post_rejected(&claimed, "status 400").await.expect("committed");
     }
 }
 

@@ -51,7 +51,7 @@ pub async fn nothing_unposted_unsettled_or_young_goes<S: Store>() {
     }
     fixture.settle("tsk-pending", "wfl-1", "wrk-1").await;
     fixture.settle("tsk-rejected", "wfl-2", "wrk-2").await;
-    fixture.ledger().post_rejected("tsk-rejected", "no").await.expect("committed");
+    fixture.rejected("tsk-rejected", "no").await;
     fixture.ledger().note_tasks("wfl-3", &[("tsk-open", false)], at(5)).await.expect("noted");
     fixture.post("tsk-young", "wfl-4", 3 * DAY).await;
     fixture.workflow("wfl-5", &principal("carol", None)).await;
@@ -68,7 +68,7 @@ pub async fn nothing_unposted_unsettled_or_young_goes<S: Store>() {
         fixture.charge(task).await;
     }
     // What kept them is over: they go, too.
-    fixture.ledger().posted("tsk-pending", at(2 * DAY)).await.expect("committed");
+    fixture.posted("tsk-pending", 2 * DAY).await;
     assert_eq!(prune(&fixture, 3 * DAY).await, Pruned { charges: 2, tasks: 2, workflows: 1, submissions: 1 });
     assert_eq!(prune(&fixture, 4 * DAY).await, Pruned { charges: 2, tasks: 2, workflows: 1, submissions: 1 });
     assert!(!is_there(&fixture, "wfl-1").await && !is_there(&fixture, "wfl-4").await);

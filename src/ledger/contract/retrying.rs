@@ -19,7 +19,7 @@ pub async fn a_rejected_charge_is_pending_again_and_keeps_what_runmesh_said<S: S
     assert_eq!(charge.last_error.as_deref(), Some("status 422: no"));
     assert_eq!(retried(&fixture, Retry::Task("tsk-rejected"), 20).await, [], "it is due already");
     assert_eq!(fixture.due_charges(20).await.len(), 2);
-    fixture.ledger().posted("tsk-rejected", at(21)).await.expect("committed");
+    fixture.posted("tsk-rejected", 21).await;
     assert_eq!(fixture.charge("tsk-rejected").await.last_error, None);
 }
 
@@ -28,10 +28,11 @@ pub async fn only_what_can_be_tried_again_is<S: Store>() {
     for task in ["tsk-held", "tsk-posted", "tsk-pending", "tsk-none"] {
         assert_eq!(retried(&fixture, Retry::Task(task), 20).await, [], "{task}");
     }
-    assert_eq!(fixture.due_charges(20).await.len(), 1);
+    let claimed = fixture.due_charges(20).await;
+    assert_eq!(claimed.len(), 1);
     // Being posted, and then far from due.
     assert_eq!(retried(&fixture, Retry::Task("tsk-pending"), 20).await, []);
-    fixture.ledger().post_failed("tsk-pending", "status 503", at(500), at(21)).await.expect("committed");
+    fixture.ledger().post_failed(&claimed[0], "status 503", at(500), at(21)).await.expect("committed");
     let later = ("tsk-pending".to_owned(), ChargeState::Pending);
     let rejected = ("tsk-rejected".to_owned(), ChargeState::Rejected);
     assert_eq!(retried(&fixture, Retry::All, 22).await, [later, rejected]);
@@ -45,7 +46,7 @@ pub async fn many_are_retried_in_parts_until_none_is_left<S: Store>() {
     for n in 0..7 {
         let task = format!("tsk-{n}");
         fixture.settle(&task, "wfl-1", &task).await;
-        fixture.ledger().post_rejected(&task, "no").await.expect("committed");
+        fixture.rejected(&task, "no").await;
     }
     for expected in [3, 3, 1, 0] {
         assert_eq!(
@@ -63,7 +64,7 @@ pub async fn a_rejected_charge_whose_owner_was_corrected_goes_to_the_new_one<S: 
     let matched = Attribution::Matched { submission_id: submission, principal_id: "bob".into() };
     fixture.ledger().attribute("wfl-1", &matched, None, at(3)).await.expect("committed");
     fixture.settle("tsk-1", "wfl-1", "wrk-1").await;
-    fixture.ledger().post_rejected("tsk-1", "no such user").await.expect("committed");
+    fixture.rejected("tsk-1", "no such user").await;
     fixture.submit(&alice(), "r2", 4).await;
     fixture.submitted("sub-r2", "alice", "wfl-1", 5).await;
     assert_eq!(fixture.state_of("tsk-1").await, ChargeState::Rejected);

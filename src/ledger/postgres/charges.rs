@@ -117,6 +117,7 @@ pub async fn claim(store: &Store, at: Timestamp, lease: Duration, pick: Pick) ->
             cost_per_hour: text(row, "cost_per_hour")?,
             task_status: text(row, "task_status")?,
             attempts: count(row, "attempts")?,
+            leased_until: at + lease,
         };
         match (charge.workflow_id, row.try_get::<Option<Text>, _>("owner")?) {
             // Whoever posted it last died before the word of it: the next claim is the owner's.

@@ -160,10 +160,8 @@ impl Target {
             open @ ledger::Error::Open { .. } => open,
             other => ledger::Error::Open { place: place.clone(), reason: other.to_string() },
         };
-        let mut lent = store.pool.get().await.map_err(fail)?;
-        store.check_server(&mut lent).await?;
-        store.migrate(&mut lent).await?;
-        drop(lent);
+        let lent = store.pool.get().await.map_err(fail)?;
+        drop(store.migrate(lent).await?);
         let mut connection = store.pool.patient().await.map_err(fail)?;
         let locked = sqlx::query("SELECT pg_advisory_lock('ledger'::regclass::oid::bigint)").execute(&mut connection);
         if let Err(error) = locked.await {

@@ -1,12 +1,13 @@
 //! What settling, sweeping, posting and Check bring, in PostgreSQL's words.
 
-use sqlx::postgres::PgConnection;
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgRow};
 
-use super::events::statement;
+use super::events::{ids, statement};
 use super::text::{Text, stored};
-use super::{Store, optional_text};
+use super::{Store, optional_text, text};
 use crate::ledger::group::{Commit, Failed};
-use crate::ledger::moves::{self, Move, MoveTables, Moved, SweptRow, UnsettledRow};
+use crate::ledger::moves::{self, Move, MoveTables, Moved, PostedRow, SweptRow, UnsettledRow};
 use crate::ledger::{Error, NewSubmission, ms};
 
 /// Whoever writes moves.
@@ -90,34 +91,57 @@ impl MoveTables for PgConnection {
         Ok(())
     }
 
-    async fn posted(&mut self, rows: &[(&str, i64)]) -> Result<(), sqlx::Error> {
+    async fn posted(&mut self, rows: &[PostedRow<'_>]) -> Result<Vec<String>, sqlx::Error> {
         let update = statement(
             "UPDATE charges SET state = 'posted', posted_at = (value ->> 1)::bigint, attempts = attempts + 1,
                  leased_until = 0, last_error = NULL
              FROM jsonb_array_elements($1::text::jsonb) AS told(value)
-             WHERE task_id = value ->> 0 AND state = 'pending'",
+             WHERE task_id = value ->> 0 AND principal_id = value ->> 2 AND state = 'pending' RETURNING task_id",
+            rows,
+        )?;
+        ids(self, update).await
+    }
+
+    async fn standing(&mut self, task_ids: &[&str]) -> Result<Vec<(String, String, Option<String>)>, sqlx::Error> {
+        let select = statement(
+            "SELECT task_id, state, principal_id FROM charges
+             WHERE task_id IN (SELECT jsonb_array_elements_text($1::text::jsonb))",
+            task_ids,
+        )?;
+        let read =
+            |row: &PgRow| Ok((text(row, "task_id")?, row.try_get("state")?, optional_text(row, "principal_id")?));
+        select.fetch_all(self).await?.iter().map(read).collect()
+    }
+
+    async fn posted_astray(&mut self, rows: &[PostedRow<'_>]) -> Result<(), sqlx::Error> {
+        let update = statement(
+            "UPDATE charges SET state = 'posted', posted_at = (value ->> 1)::bigint, attempts = attempts + 1,
+                 leased_until = 0, principal_id = value ->> 2, hold_reason = NULL, last_error = 'posted after its lease'
+             FROM jsonb_array_elements($1::text::jsonb) AS told(value)
+             WHERE task_id = value ->> 0 AND state IN ('pending', 'held')",
             rows,
         )?;
         update.execute(self).await?;
         Ok(())
     }
 
-    async fn post_failed(&mut self, rows: &[(&str, &str, i64)]) -> Result<Vec<Option<String>>, sqlx::Error> {
+    async fn post_failed(&mut self, rows: &[(&str, i64, &str, i64)]) -> Result<Vec<Option<String>>, sqlx::Error> {
         let update = statement(
-            "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = value ->> 1,
-                 post_at = (value ->> 2)::bigint
+            "UPDATE charges SET attempts = attempts + 1, leased_until = 0, last_error = value ->> 2,
+                 post_at = (value ->> 3)::bigint
              FROM jsonb_array_elements($1::text::jsonb) AS told(value)
-             WHERE task_id = value ->> 0 AND state = 'pending' RETURNING workflow_id",
+             WHERE task_id = value ->> 0 AND leased_until = (value ->> 1)::bigint AND state = 'pending'
+             RETURNING workflow_id",
             rows,
         )?;
         update.fetch_all(self).await?.iter().map(|row| optional_text(row, "workflow_id")).collect()
     }
 
-    async fn post_rejected(&mut self, rows: &[(&str, &str)]) -> Result<(), sqlx::Error> {
+    async fn post_rejected(&mut self, rows: &[(&str, i64, &str)]) -> Result<(), sqlx::Error> {
         let update = statement(
-            "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = value ->> 1
+            "UPDATE charges SET state = 'rejected', attempts = attempts + 1, leased_until = 0, last_error = value ->> 2
              FROM jsonb_array_elements($1::text::jsonb) AS told(value)
-             WHERE task_id = value ->> 0 AND state = 'pending'",
+             WHERE task_id = value ->> 0 AND leased_until = (value ->> 1)::bigint AND state = 'pending'",
             rows,
         )?;
         update.execute(self).await?;

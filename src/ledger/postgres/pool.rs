@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::config;
 
@@ -26,6 +26,14 @@ const CUT_OFF_AFTER: &str = "10s";
 /// off there has the writer's lock, and keeps everybody waiting. Less than others wait for that lock, so that they need not
 /// begin anew.
 const SILENT_FOR: &str = "2s";
+/// How long this process has that lock at a time. Statements that follow each other slowly, over a network that loses every other packet
+/// say, are not silence, and would keep everybody else waiting for as long.
+const WRITES_FOR: Duration = Duration::from_secs(5);
+
+tokio::task_local! {
+    /// Since when the work that is bounded has the writer's lock.
+    static WRITING: watch::Sender<Option<Instant>>;
+}
 
 /// Connections to one database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -116,7 +124,14 @@ impl Pool {
     /// # Errors
     /// Those of the work, and that it took too long.
     pub async fn bounded<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-        timeout(self.patience(), work).await.unwrap_or_else(|_| Err(took_too_long().into()))
+        let (writing, since) = watch::channel(None);
+        tokio::select! {
+            // What is done is done, however long it took.
+            biased;
+            result = WRITING.scope(writing, work) => result,
+            () = sleep(self.patience()) => Err(took_too_long("the database took too long").into()),
+            () = writes_for_too_long(since) => Err(took_too_long("the database is too slow for what others wait for").into()),
+        }
     }
 
     /// One that is idle, whichever was used last.
@@ -167,8 +182,30 @@ impl Pool {
     }
 }
 
-fn took_too_long() -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database took too long"))
+fn took_too_long(what: &'static str) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
+}
+
+/// Says that what is being done has the writer's lock from now on, or no longer. Without a bound nobody looks.
+pub fn writing(since: Option<Instant>) {
+    let _ = WRITING.try_with(|writing| writing.send_replace(since));
+}
+
+/// Returns when the lock was held for as long as it may be.
+async fn writes_for_too_long(mut since: watch::Receiver<Option<Instant>>) {
+    loop {
+        let held = *since.borrow_and_update();
+        let Some(held) = held else {
+            if since.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            continue;
+        };
+        tokio::select! {
+            () = sleep(WRITES_FOR.saturating_sub(held.elapsed())) => return,
+            changed = since.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
 }
 
 impl Inner {

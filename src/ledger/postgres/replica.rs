@@ -36,12 +36,16 @@ const DUTY_HELD: &str = "15 seconds";
 const DUTY_TRUSTED: Duration = Duration::from_secs(10);
 /// Before the listener is made anew, when the database does not let it listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(2);
+const LISTENS_FOR: Duration = Duration::from_mins(5);
+/// Longer than this between two words, and one could not be said.
+const DEAF: Duration = Duration::from_secs(5);
 /// Connections beside the ledger's pool: for the word, and for who is told of a purge. The listener has one more.
 const CONNECTIONS: u32 = 2;
 /// Purges read at once.
 const PURGES_AT_ONCE: i64 = 1000;
-/// Told apart from the database's clock by more than this, leases and matches are in doubt.
-const CLOCKS_APART: Duration = Duration::from_secs(5);
+/// Told apart from the database's clock by more than this, leases and matches are in doubt: a submission is believed to have been open
+/// at a time that another clock told up to 5 s before.
+const CLOCKS_APART: Duration = Duration::from_secs(3);
 /// How long a purge is kept for those that missed it.
 const PURGE_KEPT: &str = "1 day";
 const CHANNEL: &str = "tollgate_purges";
@@ -64,6 +68,8 @@ struct Inner {
     remembers: bool,
     lost_after: Duration,
     duty: watch::Sender<Option<Instant>>,
+    /// Until when it does not ask for it.
+    left_until: Arc<watch::Sender<Option<Instant>>>,
     /// Whether the others know of it, since it began.
     known: watch::Sender<bool>,
     /// What it said last.
@@ -81,7 +87,10 @@ struct Said {
     purge: Option<i64>,
     /// The others by incarnation: how often they were heard of, and since when not any more.
     others: HashMap<String, (i64, Instant)>,
-    clock_warned: bool,
+    /// When it heard of them last.
+    heard: Option<Instant>,
+    /// Whether the clocks are too far apart for what it says to be believed.
+    is_doubtful: bool,
 }
 
 impl Replica {
@@ -102,6 +111,7 @@ impl Replica {
             remembers,
             lost_after,
             duty: watch::Sender::new(None),
+            left_until: Arc::default(),
             known: watch::Sender::new(false),
             said: Mutex::default(),
             woken: Notify::new(),
@@ -113,7 +123,7 @@ impl Replica {
     /// Whether it is this one that does what one does for all.
     #[must_use]
     pub fn duty(&self) -> Duty {
-        Duty::told(self.0.duty.subscribe())
+        Duty::told(self.0.duty.subscribe(), self.0.left_until.clone())
     }
 
     /// Says every second that it is there, takes and holds the duty, and forgets what others say is to be forgotten, until the
@@ -200,10 +210,14 @@ impl Replica {
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.0.store.pool.options());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
-        loop {
-            listener.recv().await?;
-            self.0.woken.notify_one();
-        }
+        // Now and then anew: it would not notice that nothing can reach it.
+        let heard = tokio::time::timeout(LISTENS_FOR, async {
+            loop {
+                listener.recv().await?;
+                self.0.woken.notify_one();
+            }
+        });
+        heard.await.unwrap_or(Ok(()))
     }
 
     async fn beat(&self, identity: &Identity) {
@@ -212,8 +226,6 @@ impl Replica {
         match inner.store.pool.bounded(inner.say(&mut said, identity)).await {
             Ok(()) => {}
             Err(error) => {
-                // Whoever was not heard of may have been there: it is this one that heard nothing.
-                said.others.clear();
                 inner.metrics.ledger_errors.get_or_create(&KindLabels { kind: "heartbeat" }).inc();
                 if let Some(unsaid) = NOT_SAID.say() {
                     tracing::error!(%error, unsaid = unsaid.count(), "the ledger does not hear of this replica: {error}{unsaid}");
@@ -232,13 +244,14 @@ impl Inner {
         };
         // What is asked for is held from now on, and not from when the answer comes.
         let asked = Instant::now();
-        let recorded_until = ms(self.unrecorded.recorded_until());
+        let wants_duty = self.left_until.borrow().is_none_or(|until| until <= asked);
+        let recorded_until = self.unrecorded.recorded_until();
         let mut lent = self.store.get().await?;
         let row = sqlx::query(
             "WITH beat AS (UPDATE replicas SET beats = beats + 1, recorded_until = $3
                            WHERE name = $1 AND incarnation = $2 RETURNING name),
                   duty AS (INSERT INTO duties (duty, incarnation, until)
-                           SELECT 'all', $2, clock_timestamp() + $4::text::interval FROM beat
+                           SELECT 'all', $2, clock_timestamp() + $4::text::interval FROM beat WHERE $5
                            ON CONFLICT (duty) DO UPDATE SET incarnation = excluded.incarnation, until = excluded.until
                            WHERE duties.incarnation = excluded.incarnation OR duties.until < clock_timestamp()
                            RETURNING duty)
@@ -248,15 +261,16 @@ impl Inner {
         )
         .bind(stored(&name))
         .bind(&self.incarnation)
-        .bind(recorded_until)
+        .bind(ms(recorded_until))
         .bind(DUTY_HELD)
+        .bind(wants_duty)
         .fetch_one(&mut *lent)
         .await?;
         let others = sqlx::query("SELECT name, incarnation, beats FROM replicas WHERE incarnation <> $1")
             .bind(&self.incarnation)
             .fetch_all(&mut *lent)
             .await?;
-        self.compare_clocks(said, time(row.try_get("clock")?), asked);
+        self.compare_clocks(said, time(row.try_get("clock")?), asked, recorded_until).await;
         let seen = said.purge.unwrap_or_default();
         if row.try_get::<i64, _>("purge")? > seen {
             let news = sqlx::query("SELECT number, what FROM purges WHERE number > $1 ORDER BY number LIMIT $2")
@@ -281,6 +295,11 @@ impl Inner {
         let was_on_duty = self.duty.send_replace(is_on_duty.then(|| asked + DUTY_TRUSTED)).is_some();
         if is_on_duty && !was_on_duty {
             tracing::info!(replica = name, "{name} sweeps, compares with FlowMesh and prunes from now on");
+        } else if was_on_duty && !wants_duty {
+            tracing::warn!(
+                replica = name,
+                "{name} leaves sweeping and comparing to another replica: FlowMesh does not answer it"
+            );
         }
         self.figures.known.set(i64::try_from(others.len() + 1).unwrap_or(i64::MAX));
         self.look_after(said, &others, is_on_duty).await
@@ -358,11 +377,14 @@ impl Inner {
     /// Gives up who was not heard of for long.
     async fn look_after(&self, said: &mut Said, others: &[PgRow], is_on_duty: bool) -> Result<(), Error> {
         let now = Instant::now();
+        // While this one heard nothing the others may have been there.
+        let deaf = said.heard.replace(now).map_or(Duration::ZERO, |heard| now.duration_since(heard));
+        let deaf = if deaf > DEAF { deaf } else { Duration::ZERO };
         let mut heard = HashMap::with_capacity(others.len());
         for row in others {
             let (incarnation, beats): (String, i64) = (row.try_get("incarnation")?, row.try_get("beats")?);
             let since = match said.others.get(&incarnation) {
-                Some((before, since)) if *before == beats => *since,
+                Some((before, since)) if *before == beats => (*since + deaf).min(now),
                 _ => now,
             };
             if is_on_duty && now.duration_since(since) >= self.lost_after {
@@ -415,16 +437,32 @@ impl Inner {
         self.store.pool.bounded(striking).await
     }
 
-    /// Leases are by the clocks of those who take them, and so is whose submission was open at a time.
-    fn compare_clocks(&self, said: &mut Said, clock: Timestamp, asked: Instant) {
-        let apart = Timestamp::now().duration_since(clock).unsigned_abs().saturating_sub(asked.elapsed());
+    /// Leases are by the clocks of those who take them, and so is whose submission was open at a time. As long as this one's is not to be
+    /// believed, its submissions count as missing, so nobody's owner is found by elimination; and then they are a gap.
+    async fn compare_clocks(&self, said: &mut Said, clock: Timestamp, asked: Instant, recorded_until: Timestamp) {
+        let now = Timestamp::now();
+        let apart = now.duration_since(clock).unsigned_abs().saturating_sub(asked.elapsed());
         self.figures.clock_offset.set(apart.as_secs_f64());
         if apart <= CLOCKS_APART {
-            said.clock_warned = false;
-        } else if !std::mem::replace(&mut said.clock_warned, true) {
-            let seconds = apart.as_secs();
-            tracing::warn!(seconds, "this machine's clock and the database's are {seconds} s apart");
+            if std::mem::take(&mut said.is_doubtful) {
+                self.unrecorded.lost();
+            }
+            return;
         }
+        if !std::mem::replace(&mut said.is_doubtful, true) {
+            let seconds = apart.as_secs();
+            tracing::error!(
+                seconds,
+                "this machine's clock and the database's are {seconds} s apart: no owner is found by elimination until they agree"
+            );
+            self.unrecorded.begin(recorded_until.min(clock)).await;
+        }
+        // Up to now by both. By itself, because what began must be told of its end whatever becomes of this word.
+        let unrecorded = self.unrecorded.clone();
+        tokio::spawn(async move {
+            unrecorded.begin(now.max(clock)).await;
+            unrecorded.recorded();
+        });
     }
 }
 

@@ -117,6 +117,7 @@ pub async fn claim(
             cost_per_hour: row.try_get("cost_per_hour")?,
             task_status: row.try_get("task_status")?,
             attempts: row.try_get("attempts")?,
+            leased_until: at + lease,
         };
         let owner: Option<String> = row.try_get("owner")?;
         match (&charge.workflow_id, owner) {

@@ -12,7 +12,7 @@ use crate::ledger::moves;
 use crate::ledger::records::{BACKLOG, Counts};
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Error, Existence, Ledger, NewSubmission, NextSweep,
-    OpenSubmission, Pick, Pruned, Reported, Settled, Settlement, Work, ms, pruning, recording, time,
+    OpenSubmission, Pick, Posted, Pruned, Reported, Settled, Settlement, Work, ms, pruning, recording, time,
 };
 
 /// How many workflows of a list are looked up, and noted, at once.
@@ -216,16 +216,16 @@ impl Ledger for SqliteLedger {
         Ok(claimed)
     }
 
-    async fn posted(&self, task_id: &str, at: Timestamp) -> Result<(), Error> {
-        self.group.posted(task_id, at).await
+    async fn posted(&self, charge: &DueCharge, at: Timestamp) -> Result<Posted, Error> {
+        self.group.posted(charge, at).await
     }
 
-    async fn post_failed(&self, task_id: &str, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
-        self.group.post_failed(task_id, error, again, at).await
+    async fn post_failed(&self, charge: &DueCharge, error: &str, again: Timestamp, at: Timestamp) -> Result<(), Error> {
+        self.group.post_failed(charge, error, again, at).await
     }
 
-    async fn post_rejected(&self, task_id: &str, answer: &str) -> Result<(), Error> {
-        self.group.post_rejected(task_id, answer).await
+    async fn post_rejected(&self, charge: &DueCharge, answer: &str) -> Result<(), Error> {
+        self.group.post_rejected(charge, answer).await
     }
 
     async fn next_due(&self, work: Work) -> Result<Option<Timestamp>, Error> {

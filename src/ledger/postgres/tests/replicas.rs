@@ -137,6 +137,59 @@ async fn the_duty_of_one_that_was_killed_moves_and_never_two_have_it() {
 }
 
 #[tokio::test]
+async fn one_that_cannot_do_what_one_does_for_all_leaves_it_to_another() {
+    let Some(fixture) = fixture().await else { return };
+    let database = &fixture.store.database;
+    let first = Running::start(database, "a", NEVER, None).await;
+    until("the first has the duty", async || first.duty.is_mine()).await;
+    let second = Running::start(database, "b", NEVER, None).await;
+    until("both are known", async || known(&fixture).await == ["a", "b"]).await;
+    first.duty.leave();
+    until("it is the second one's", async || second.duty.is_mine()).await;
+    assert!(!first.duty.is_mine());
+    // And would come back, if that one could not either.
+    second.duty.leave();
+    until("it is nobody's", async || !second.duty.is_mine()).await;
+    first.stopped().await;
+    second.stopped().await;
+}
+
+#[tokio::test]
+async fn one_whose_clock_is_wrong_keeps_owners_from_being_looked_for_and_leaves_a_gap() {
+    let Some(fixture) = fixture().await else { return };
+    // Of the two it is the database's that is wrong here, which is all the same to a replica.
+    fixture
+        .store
+        .execute("DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET search_path = public, pg_catalog'; END $$")
+        .await;
+    let set = async |ahead: &'static str| {
+        fixture.store.execute(ahead).await;
+    };
+    let right = "CREATE OR REPLACE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql
+                 AS $$ SELECT pg_catalog.clock_timestamp() $$";
+    let wrong = "CREATE OR REPLACE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql
+                 AS $$ SELECT pg_catalog.clock_timestamp() - interval '8 seconds' $$";
+    set(right).await;
+    let first = Running::start(&fixture.store.database, "a", NEVER, None).await;
+    let ledger: Arc<dyn Ledger> = Arc::new(PostgresLedger::open(&fixture.store.database, at(0)).await.expect("opens"));
+    let noting = tokio::spawn(first.unrecorded.clone().keep(ledger.clone(), first.stop.clone()));
+    let recorded = async || ledger.recorded_until().await.expect("read");
+    let begun = Timestamp::now();
+    until("all is well", async || known(&fixture).await == ["a"] && recorded().await > begun).await;
+    set(wrong).await;
+    until("it is noticed", async || first.unrecorded.is_uncertain()).await;
+    let noticed = Timestamp::now();
+    until("the others know, and wait", async || recorded().await < noticed - Duration::from_secs(3)).await;
+    assert_eq!(gaps(&fixture).await, 0, "it is not over");
+    set(right).await;
+    until("it is over", async || recorded().await > noticed).await;
+    assert!(ledger.has_gap(noticed - Duration::from_secs(3), noticed).await.expect("read"));
+    first.stopped().await;
+    noting.await.expect("no panic").expect("an orderly end");
+    ledger.close().await;
+}
+
+#[tokio::test]
 async fn no_owner_is_found_by_elimination_before_everybody_has_recorded_what_they_let_through() {
     let Some(fixture) = fixture().await else { return };
     let ledger = fixture.ledger();

@@ -215,6 +215,35 @@ async fn whoever_hangs_in_a_transaction_is_cut_off_by_the_server() {
 }
 
 #[tokio::test]
+async fn who_is_never_silent_and_writes_for_too_long_all_the_same_gives_way() {
+    let Some((fixture, _)) = two().await else { return };
+    let store = &fixture.store.ledger.store;
+    let slow = async {
+        let mut writing = store.write().await?;
+        for _ in 0..40 {
+            sqlx::query("SELECT pg_sleep(0.5)").execute(writing.tx()).await?;
+        }
+        writing.commit().await?;
+        Ok::<_, Error>(())
+    };
+    let begun = std::time::Instant::now();
+    let error = store.pool.bounded(slow).await.expect_err("it takes 20 s").to_string();
+    assert!(error.contains("too slow for what others wait for"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    fixture.ledger().note_gap(at(1), at(2)).await.expect("committed");
+    // One after the other each has its own time.
+    let several = async {
+        for _ in 0..3 {
+            let mut writing = store.write().await?;
+            sqlx::query("SELECT pg_sleep(2)").execute(writing.tx()).await?;
+            writing.commit().await?;
+        }
+        Ok::<_, Error>(())
+    };
+    store.pool.bounded(several).await.expect("committed");
+}
+
+#[tokio::test]
 async fn a_connection_whose_work_went_wrong_or_was_given_up_is_not_used_again() {
     let Some((fixture, _)) = two().await else { return };
     let store = &fixture.store.ledger.store;

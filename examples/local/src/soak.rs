@@ -33,7 +33,7 @@ pub struct ChaosOptions {
     /// Play so many rounds, however long that takes
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     seeds: Option<u64>,
-    /// Tollgates in each round; several share a PostgreSQL, and as root the network between them is cut
+    /// Tollgates in each round; several share a PostgreSQL, and as root the network between them is cut, both ways or one
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     replicas: u8,
     /// Rounds side by side

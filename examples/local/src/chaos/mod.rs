@@ -2,7 +2,7 @@
 //!
 //! A round is one stack with a ledger of its own, with one Tollgate or with several that share it. For a while its people submit, poll, cancel and go away, workers post
 //! results or say nothing, and meanwhile Tollgate and Envoy are killed, FlowMesh, Runmesh and lum.id fail, log entries are
-//! lost, repeated and late, and the disk fills; or one of several Tollgates is killed, frozen or cut off while the others
+//! lost, repeated and late, and the disk fills; or one of several Tollgates is killed, frozen or cut off, both ways or one, while the others
 //! serve, and their PostgreSQL restarts, crashes and stays away. Then everything is healed, and what Runmesh has accepted must be what
 //! FlowMesh ran: the same executions, the same amounts, the right people, one entry each.
 //!

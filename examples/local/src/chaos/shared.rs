@@ -58,14 +58,13 @@ pub(super) async fn network(world: &World, random: &mut fastrand::Rng) {
     let _floor = world.floor.clear().await;
     let which = random.usize(0..shared.nodes.len());
     let (node, time) = (&shared.nodes[which], outage(world, random));
-    let (kind, cuts): (_, &[Cut]) = match random.u32(0..3) {
-        0 => ("cut off from PostgreSQL", &[Cut::Database]),
-        1 => ("cut off from Envoy", &[Cut::Service]),
-        _ => ("cut off from both", &[Cut::Database, Cut::Service]),
-    };
+    let (kind, cuts) = drawn(random);
     world.record.count(kind, format_args!("Tollgate {which}, {time:?}"));
     let from = ago(RECOVERED);
-    let span = cuts.contains(&Cut::Database).then(|| world.record.unwritable(Some(which)));
+    // One way is enough: nothing is known to be committed without its answer, though it may be.
+    let unwritable = cuts.iter().any(|cut| matches!(cut, Cut::ToDatabase | Cut::FromDatabase));
+    let unheard = cuts.iter().any(|cut| matches!(cut, Cut::ToService | Cut::FromService));
+    let span = unwritable.then(|| world.record.unwritable(Some(which)));
     for cut in cuts {
         noted(world, node.cut(*cut));
     }
@@ -78,8 +77,24 @@ pub(super) async fn network(world: &World, random: &mut fastrand::Rng) {
         world.record.writable(span);
     }
     settled(world).await;
-    if cuts.contains(&Cut::Service) {
+    if unheard {
         world.record.lost_between(from, Instant::now());
+    }
+}
+
+/// What is cut, both ways or one of them: what a Tollgate sends, or what is sent to it.
+fn drawn(random: &mut fastrand::Rng) -> (&'static str, &'static [Cut]) {
+    use Cut::{FromDatabase, FromService, ToDatabase, ToService};
+    match (random.u32(0..3), random.u32(0..3)) {
+        (0, 0) => ("cut off from PostgreSQL", &[ToDatabase, FromDatabase]),
+        (0, 1) => ("cut off on the way to PostgreSQL", &[ToDatabase]),
+        (0, _) => ("cut off on the way from PostgreSQL", &[FromDatabase]),
+        (1, 0) => ("cut off from Envoy", &[ToService, FromService]),
+        (1, 1) => ("cut off on the way to Envoy", &[FromService]),
+        (1, _) => ("cut off on the way from Envoy", &[ToService]),
+        (_, 0) => ("cut off from both", &[ToDatabase, FromDatabase, ToService, FromService]),
+        (_, 1) => ("cut off on the way to both", &[ToDatabase, FromService]),
+        (_, _) => ("cut off on the way from both", &[FromDatabase, ToService]),
     }
 }
 

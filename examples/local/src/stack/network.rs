@@ -17,29 +17,36 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// Of the hub, where the calling thread is.
 pub const HUB: &str = "10.77.0.1";
 /// Whose packets are swallowed is a set for each kind of cut. What a node sends is dropped when it comes in, and what is for it
-/// before it goes out: the sender is not told, as on a network that is broken somewhere.
+/// before it goes out: the sender is not told, as on a network that is broken somewhere. No connection is looked at, so that
+/// what goes one way is dropped and its answers' acknowledgements with it, and nothing of the other way is.
 const RULES: &str = "table inet cuts {
-    set database { type ipv4_addr; }
-    set service { type ipv4_addr; }
+    set to_database { type ipv4_addr; }
+    set from_database { type ipv4_addr; }
+    set to_service { type ipv4_addr; }
+    set from_service { type ipv4_addr; }
     chain input {
         type filter hook input priority 0;
-        ip saddr @database tcp dport DATABASE drop
-        ip saddr @service tcp sport SERVICE drop
+        ip saddr @to_database tcp dport DATABASE drop
+        ip saddr @from_service tcp sport SERVICE drop
     }
     chain output {
         type filter hook output priority 0;
-        ip daddr @database tcp sport DATABASE drop
-        ip daddr @service tcp dport SERVICE drop
+        ip daddr @from_database tcp sport DATABASE drop
+        ip daddr @to_service tcp dport SERVICE drop
     }
 }";
 
-/// Between whom packets can be swallowed.
+/// Packets that can be swallowed: one way of a conversation. Both are cut for a network that is away altogether.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// The node and the hub's database.
-    Database,
-    /// The hub and what the node serves.
-    Service,
+    /// What the node sends to the hub's database.
+    ToDatabase,
+    /// What that answers.
+    FromDatabase,
+    /// What the hub sends to what the node serves.
+    ToService,
+    /// What that answers.
+    FromService,
 }
 
 /// One machine on the network.
@@ -79,8 +86,10 @@ impl Node {
 
     fn change(&self, how: &str, cut: Cut) -> Result<()> {
         let set = match cut {
-            Cut::Database => "database",
-            Cut::Service => "service",
+            Cut::ToDatabase => "to_database",
+            Cut::FromDatabase => "from_database",
+            Cut::ToService => "to_service",
+            Cut::FromService => "from_service",
         };
         run("nft", &[how, "element", "inet", "cuts", set, &format!("{{ {} }}", self.address)])
     }
@@ -166,4 +175,88 @@ fn run(program: &str, arguments: &[&str]) -> Result<()> {
         bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::ErrorKind,
+        net::{TcpListener, TcpStream},
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+
+    /// What is swallowed does not come in this time.
+    const SILENCE: Duration = Duration::from_millis(300);
+    /// TCP sends again after a while, ever longer ones.
+    const AT_LAST: Duration = Duration::from_secs(10);
+    const SERVICE: u16 = 7001;
+    const DATABASE: u16 = 7002;
+
+    fn passes(from: &mut TcpStream, to: &mut TcpStream) -> bool {
+        to.set_read_timeout(Some(SILENCE)).expect("set");
+        from.write_all(&[1]).expect("taken by the kernel");
+        match to.read_exact(&mut [0]) {
+            Ok(()) => true,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The byte that was swallowed comes when the cut is healed.
+    fn comes_at_last(to: &mut TcpStream) {
+        to.set_read_timeout(Some(AT_LAST)).expect("set");
+        to.read_exact(&mut [0]).expect("sent again");
+    }
+
+    /// Calls from one namespace into another: the caller's end, and the called one's.
+    fn call(from: &File, to: &File, address: &str, port: u16) -> (TcpStream, TcpStream) {
+        let enter = |namespace: &File| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("entered");
+        };
+        enter(to);
+        let listener = TcpListener::bind((address, port)).expect("bound");
+        enter(from);
+        let caller = TcpStream::connect((address, port)).expect("connected");
+        (caller, listener.accept().expect("accepted").0)
+    }
+
+    fn cut_one_way_at_a_time() {
+        let hub = File::open("/proc/thread-self/ns/net").expect("a namespace");
+        let nodes = lay_out(2, SERVICE, DATABASE).expect("laid out");
+        let (node, other) = (&nodes[0], &nodes[1]);
+        let (mut asking, mut database) = call(&node.namespace, &hub, HUB, DATABASE);
+        let (mut envoy, mut service) = call(&hub, &node.namespace, node.address(), SERVICE);
+        let (mut unconcerned, mut its_database) = call(&other.namespace, &hub, HUB, DATABASE);
+        move_into_link_name_space(hub.as_fd(), Some(LinkNameSpaceType::Network)).expect("back");
+
+        let mut ways = [(Cut::ToDatabase, &mut asking, &mut database), (Cut::ToService, &mut envoy, &mut service)];
+        for (cut, near, far) in &mut ways {
+            node.cut(*cut).expect("cut");
+            assert!(!passes(near, far), "{cut:?}");
+            assert!(passes(far, near), "{cut:?} lets the answers through");
+            assert!(passes(&mut unconcerned, &mut its_database), "{cut:?} is not for others");
+            node.heal(*cut).expect("healed");
+            comes_at_last(far);
+        }
+        for ((_, near, far), cut) in ways.iter_mut().zip([Cut::FromDatabase, Cut::FromService]) {
+            node.cut(cut).expect("cut");
+            assert!(!passes(far, near), "{cut:?}");
+            assert!(passes(near, far), "{cut:?} lets the questions through");
+            node.heal(cut).expect("healed");
+            comes_at_last(near);
+        }
+    }
+
+    #[test]
+    fn a_cut_swallows_one_way_and_leaves_the_other_and_other_nodes_alone() {
+        // The thread ends in the network that it made, and takes it along.
+        let playing = thread::spawn(|| match leave_for_hub() {
+            Ok(()) => cut_one_way_at_a_time(),
+            Err(error) => eprintln!("SKIPPED: {error:#}"),
+        });
+        playing.join().expect("no panic");
+    }
 }

@@ -25,7 +25,7 @@ use crate::harness::direct::channel;
 use crate::harness::{Edge, SOON, answer};
 
 /// A finished look at a task, with so many bytes of query.
-fn look_at(task: &str, padding: usize) -> HttpAccessLogEntry {
+pub fn look_at(task: &str, padding: usize) -> HttpAccessLogEntry {
     let fields = HashMap::from([("record".to_owned(), Value { kind: Some(Kind::StringValue("yes".to_owned())) })]);
     let filter_metadata = HashMap::from([("envoy.filters.http.ext_authz".to_owned(), Struct { fields })]);
     HttpAccessLogEntry {

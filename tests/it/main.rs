@@ -33,6 +33,7 @@ mod restarts;
 mod results;
 mod serve;
 mod shared_ledger;
+mod slow_ledger;
 mod source;
 mod spoofing;
 mod streams;

@@ -21,8 +21,8 @@ use crate::harness::{Direct, SOON, Shared, answer, binary};
 use crate::log_service::{message, send_until_held_up, stream_on};
 
 /// More than any Check may take while the ledger is in trouble, on a machine that has other things to do.
-const WITHOUT_LEDGER: Duration = Duration::from_secs(3);
-const SUBMISSIONS_FAILED: &str = "tollgate_submissions_total{outcome=\"failed\"}";
+pub const WITHOUT_LEDGER: Duration = Duration::from_secs(3);
+pub const SUBMISSIONS_FAILED: &str = "tollgate_submissions_total{outcome=\"failed\"}";
 
 /// A field of what Check attaches to a request.
 fn attached(response: &CheckResponse, key: &str) -> String {
@@ -33,13 +33,13 @@ fn attached(response: &CheckResponse, key: &str) -> String {
     }
 }
 
-fn fields(fields: &[(&str, &str)]) -> Struct {
+pub fn fields(fields: &[(&str, &str)]) -> Struct {
     let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
     Struct { fields: fields.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect() }
 }
 
 /// The log entry of a submission that made a workflow.
-fn submitted(checked: &CheckResponse, workflow: &str) -> HttpAccessLogEntry {
+pub fn submitted(checked: &CheckResponse, workflow: &str) -> HttpAccessLogEntry {
     let (submission, principal) = (attached(checked, "submission_id"), attached(checked, "principal_id"));
     let ours = fields(&[("record", "yes"), ("submission_id", &submission), ("principal_id", &principal)]);
     let filter_metadata = HashMap::from([

@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -154,7 +153,7 @@ impl App {
                 let parts = billing::Parts { config: &config, ledger, own, flowmesh, suppliers, metrics };
                 lifecycle.spawn("awaited e-mails", awaited.clone().keep(ledger.clone(), stopping.stop.clone()));
                 let events = billing::spawn(&mut lifecycle, &stopping, runmesh, parts);
-                (AccessLog::new(Some(events.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
+                (AccessLog::new(Some(events.log.downgrade()), &stopping, &requests, metrics.clone()), Some(events))
             }
             _ => (AccessLog::new(None, &stopping, &requests, metrics.clone()), None),
         };
@@ -163,7 +162,7 @@ impl App {
             guard: guard.clone(),
             suppliers: suppliers.clone(),
             ledger: ledger.clone(),
-            events: events.as_ref().map(mpsc::Sender::downgrade),
+            events: events.as_ref().map(|events| events.checks.downgrade()),
             awaited,
             unrecorded,
             submission_timeout: limits.submission_timeout,
@@ -184,7 +183,7 @@ impl App {
                 result = serving => result?,
                 () = async { stop.cancelled().await; requests.close(); requests.wait().await; linger().await } => {}
             }
-            // The last sender of events that no stream holds: with it the intake ends.
+            // The last ways in for events that no stream holds: with them the intake ends.
             drop(events);
             Ok(())
         });

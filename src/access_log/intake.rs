@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 
+use super::Queue;
 use super::event::Event;
 use crate::drive::{News, growing, jitter};
 use crate::ledger::unrecorded::Unrecorded;
@@ -23,7 +23,7 @@ const LAST_TRIES: u32 = 5;
 /// The writer behind the streams.
 pub struct Intake {
     ledger: Arc<dyn Ledger>,
-    queue: mpsc::Receiver<Event>,
+    queue: Queue,
     news: News,
     unrecorded: Unrecorded,
     batch: usize,
@@ -35,7 +35,7 @@ impl Intake {
     #[must_use]
     pub fn new(
         ledger: Arc<dyn Ledger>,
-        queue: mpsc::Receiver<Event>,
+        queue: Queue,
         news: News,
         unrecorded: Unrecorded,
         batch: usize,
@@ -50,9 +50,11 @@ impl Intake {
     /// When events could not be committed before the end.
     pub async fn run(mut self) -> Result<(), TaskError> {
         let mut events = Vec::with_capacity(self.batch);
-        while self.queue.recv_many(&mut events, self.batch).await > 0 {
-            self.commit_all(&events).await?;
-            self.metrics.intake_queued.dec_by(i64::try_from(events.len()).unwrap_or(i64::MAX));
+        while self.queue.take(&mut events, self.batch).await {
+            for batch in events.chunks(self.batch) {
+                self.commit_all(batch).await?;
+                self.metrics.intake_queued.dec_by(i64::try_from(batch.len()).unwrap_or(i64::MAX));
+            }
             events.clear();
         }
         Ok(())

@@ -1,12 +1,14 @@
 //! The access-log service: Envoy's finished requests → ledger.
 //!
 //! Entries become events at once ([`event`]); events queue for the intake, which commits them in groups. A full queue
-//! stops the reading of the streams, so that Envoy's own buffer fills instead of anything being dropped here. Envoy never
+//! stops the reading of the streams, so that Envoy's own buffer fills instead of anything being dropped here; what Checks leave
+//! has places of its own ([`queue`](mod@queue)). Envoy never
 //! waits for an answer and gets none until the stop, when the streams are ended so that the server can stop; what it had sent
 //! before it noticed is still taken.
 
 pub mod event;
 mod intake;
+mod queue;
 pub mod server;
 
 use std::time::Duration;
@@ -25,6 +27,7 @@ use crate::telemetry::{KindLabels, Metrics};
 use crate::wire::{LogEntries, StreamAccessLogsMessage};
 use event::Event;
 pub use intake::Intake;
+pub use queue::{Queue, Ways, queue};
 
 /// How long Envoy may take to notice that a stream was ended: it takes milliseconds.
 const REST: Duration = Duration::from_secs(1);

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 
-use crate::access_log::Intake;
-use crate::access_log::event::Event;
+use crate::access_log::{self, Intake, Ways};
 use crate::circuit::Circuit;
 use crate::config::Config;
 use crate::drive::{Driver, News};
@@ -37,7 +35,7 @@ pub fn spawn(
     stopping: &Stopping,
     runmesh: Runmesh,
     Parts { config, ledger, own: Own { unrecorded, duty, .. }, flowmesh, suppliers, metrics }: Parts<'_>,
-) -> mpsc::Sender<Event> {
+) -> Ways {
     let news = News::default();
     let limits = &config.limits;
     let stop = &stopping.stop;
@@ -84,7 +82,7 @@ pub fn spawn(
     lifecycle.spawn("posting", driver.drive(poster, limits.posting_concurrency));
     lifecycle.spawn("reconciling", reconciler.run(stop.clone()));
     lifecycle.spawn("pruning", pruner.run(stop.clone()));
-    let (events, queue) = mpsc::channel(limits.intake_queue);
+    let (events, queue) = access_log::queue(limits.intake_queue, limits.intake_rows);
     lifecycle.spawn(
         "intake",
         Intake::new(ledger.clone(), queue, news, unrecorded, limits.intake_batch, metrics.clone()).run(),

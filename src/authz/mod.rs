@@ -189,7 +189,7 @@ impl Authz {
         })
     }
 
-    /// Leaves the row to the intake, which tries until it is committed. When even its queue is full, or the process ends
+    /// Leaves the row to the intake, which tries until it is committed. When even its places are taken, or the process ends
     /// before, only the log entry tells of this submission.
     async fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
         let at = Timestamp::now();

@@ -53,6 +53,9 @@ pub struct Limits {
     pub supplier_refresh: Duration,
     /// Log events received and not yet committed; past it the streams are not read.
     pub intake_queue: usize,
+    /// Rows of submissions that the ledger did not take in time, some hundred bytes each; past it they are given up, and what such a
+    /// submission made may be held. Minutes of a busy edge: log events cannot take these places.
+    pub intake_rows: usize,
     /// Log events committed in one transaction at most: 10 to 100 ms, for which a submission may have to wait.
     pub intake_batch: usize,
     /// Largest access-log message: above Envoy's buffer (2 MiB in the shipped bootstrap).
@@ -110,6 +113,7 @@ impl Default for Limits {
             supplier_cache_entries: 10_000,
             supplier_refresh: Duration::from_secs(15),
             intake_queue: 4096,
+            intake_rows: 16_384,
             intake_batch: 2048,
             log_message_bytes: 16 * 1024 * 1024,
             tls_handshakes: 256,

@@ -141,13 +141,13 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
     let SqliteStore { ledger, dir, .. } = SqliteStore::fresh().await;
     let ledger = std::sync::Arc::new(ledger);
     sqlx::query("PRAGMA max_page_count = 1").execute(&ledger.write).await.expect("set");
-    let (events, queue) = tokio::sync::mpsc::channel(4096);
+    let (ways, queue) = crate::access_log::queue(4096, 16);
     let metrics = Metrics::unread();
     let intake = Intake::new(ledger.clone(), queue, News::default(), Unrecorded::default(), 512, metrics.clone());
     let running = tokio::spawn(intake.run());
     for task in 0..3000 {
         let task_id = format!("tsk-{task}-{}", "x".repeat(100));
-        events.send(Event::TaskEnded { task_id }).await.expect("queued");
+        ways.log.send(Event::TaskEnded { task_id }).await.expect("queued");
     }
     let failures =
         || metrics.ledger_errors.get_or_create(&crate::telemetry::KindLabels { kind: "record_events" }).get();
@@ -155,7 +155,7 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     sqlx::query("PRAGMA max_page_count = 1073741823").execute(&ledger.write).await.expect("set");
-    drop(events);
+    drop(ways);
     running.await.expect("no panic").expect("all committed");
     assert_eq!(ledger.backlog().await.expect("counted").due_tasks, 3000);
     drop(dir);

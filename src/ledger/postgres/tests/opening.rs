@@ -134,7 +134,7 @@ async fn what_is_not_in_utf8_or_too_long_for_an_index_is_refused_alone() {
 
     // The intake leaves it out, and nothing else.
     let ledger = Arc::new(PostgresLedger::open(&fixture.store.database, at(0)).await.expect("opens"));
-    let (sender, queue) = tokio::sync::mpsc::channel(16);
+    let (ways, queue) = crate::access_log::queue(16, 16);
     let metrics = crate::telemetry::Metrics::unread();
     let intake = crate::access_log::Intake::new(
         ledger,
@@ -145,9 +145,9 @@ async fn what_is_not_in_utf8_or_too_long_for_an_index_is_refused_alone() {
         metrics.clone(),
     );
     for event in events {
-        sender.send(event).await.expect("queued");
+        ways.log.send(event).await.expect("queued");
     }
-    drop(sender);
+    drop(ways);
     intake.run().await.expect("all that can be is committed");
     assert_eq!(fixture.backlog().await.due_tasks, 2);
     let refused = metrics.ledger_errors.get_or_create(&crate::telemetry::KindLabels { kind: "refused_event" });

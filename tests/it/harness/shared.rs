@@ -15,6 +15,9 @@ pub struct Shared {
     dir: tempfile::TempDir,
 }
 
+/// Begins a transaction that keeps everybody else from writing.
+pub const LOCK: &str = "BEGIN; SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)";
+
 /// Whether there is a PostgreSQL to test with. In CI there has to be.
 pub fn is_there() -> bool {
     let version = Postgres::version();
@@ -82,10 +85,7 @@ impl Shared {
     /// Keeps every Tollgate from writing until the connection ends.
     pub async fn lock(&self) -> PgConnection {
         let mut ledger = self.ledger().await;
-        sqlx::raw_sql("BEGIN; SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)")
-            .execute(&mut ledger)
-            .await
-            .expect("locked");
+        sqlx::raw_sql(LOCK).execute(&mut ledger).await.expect("locked");
         ledger
     }
 

@@ -12,6 +12,7 @@
 pub mod codec;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use prost::{Message, Oneof};
 
 /// Text, if it is.
@@ -98,6 +99,8 @@ pub struct SocketAddress {
 /// `envoy.service.auth.v3.AttributeContext.Request`.
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
+    #[prost(message, optional, tag = "1")]
+    pub time: Option<Moment>,
     #[prost(message, optional, tag = "2")]
     pub http: Option<HttpRequest>,
 }
@@ -250,6 +253,14 @@ pub struct Moment {
     pub seconds: i64,
     #[prost(int32, tag = "2")]
     pub nanos: i32,
+}
+
+impl Moment {
+    /// The time that it says, if it is one.
+    #[must_use]
+    pub fn time(self) -> Option<Timestamp> {
+        Timestamp::new(self.seconds, self.nanos).ok()
+    }
 }
 
 /// `envoy.data.accesslog.v3.HTTPRequestProperties`.

@@ -15,7 +15,7 @@ use crate::principal::Principal;
 use crate::route::{self, Route, is_id};
 use crate::settlement::usage::Reported;
 use crate::upstream::flowmesh::is_terminal;
-use crate::wire::{self, Header, HttpLogEntry, LogCommon, LogResponse, Struct};
+use crate::wire::{self, Header, HttpLogEntry, LogCommon, LogResponse, Moment, Struct};
 
 /// Where the shipped bootstrap puts what it captured from response bodies.
 const RESPONSE_NAMESPACE: &str = "flowmesh.response";
@@ -33,12 +33,19 @@ pub enum Event {
     /// FlowMesh answered a submission with its workflow.
     Submitted { submission_id: String, principal_id: String, workflow_id: String, at: Timestamp },
     /// The submission made no workflow.
-    SubmissionRefused { submission_id: String },
+    SubmissionRefused { over: Over },
     /// The request is over, and whether it made a workflow is not known: the client left, or the answer was lost, or
     /// FlowMesh `failed`, with an error of its own.
-    SubmissionEnded { submission_id: String, at: Timestamp, failed: bool },
-    /// Not from the log: a submission that Check let through without a row, because the ledger did not commit in time.
-    SubmissionOpened { submission_id: String, principal: Arc<Principal>, request_id: String, at: Timestamp },
+    SubmissionEnded { over: Over, failed: bool },
+    /// Not from the log: a submission that Check let through without a row, because the ledger did not commit in time. Its
+    /// request `began` by Envoy's clock.
+    SubmissionOpened {
+        submission_id: String,
+        principal: Arc<Principal>,
+        request_id: String,
+        began: Timestamp,
+        at: Timestamp,
+    },
     /// Not from the log: somebody whose charges wait for an e-mail was seen with one.
     PrincipalSeen { principal: Arc<Principal> },
     /// The task has ended, or is about to: ask until it has.
@@ -49,6 +56,18 @@ pub enum Event {
     UsageReported { task_id: String, usage: Box<Usage> },
     /// The workflow has ended or was cancelled, or its state was read: ask after its tasks.
     WorkflowSeen { workflow_id: String },
+}
+
+/// A submission whose request is over: all that is known of it when its log entry is faster than its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Over {
+    pub submission_id: String,
+    /// Check's metadata always has it.
+    pub principal_id: Option<String>,
+    /// When the request began, by Envoy's clock.
+    pub began: Timestamp,
+    /// When it was over, by Envoy's clock.
+    pub at: Timestamp,
 }
 
 impl Event {
@@ -73,9 +92,8 @@ impl Event {
     pub fn about(&self) -> (&'static str, &str) {
         let id = match self {
             Self::Submitted { workflow_id, .. } | Self::WorkflowSeen { workflow_id } => workflow_id,
-            Self::SubmissionRefused { submission_id }
-            | Self::SubmissionEnded { submission_id, .. }
-            | Self::SubmissionOpened { submission_id, .. } => submission_id,
+            Self::SubmissionRefused { over } | Self::SubmissionEnded { over, .. } => &over.submission_id,
+            Self::SubmissionOpened { submission_id, .. } => submission_id,
             Self::PrincipalSeen { principal } => &principal.id,
             Self::TaskEnded { task_id } | Self::TaskTouched { task_id } | Self::UsageReported { task_id, .. } => {
                 task_id
@@ -140,7 +158,14 @@ pub fn extract(entry: &HttpLogEntry, now: Timestamp) -> Result<Event, Ignored> {
         let submission_id = ours.text(metadata::SUBMISSION_ID).ok_or(Ignored::Malformed)?.to_owned();
         let at = end(common).unwrap_or(now);
         let workflow_id = captured("workflow_id").filter(|id| is_id(id));
-        return Ok(match (workflow_id, ours.text(metadata::PRINCIPAL_ID)) {
+        let principal_id = ours.text(metadata::PRINCIPAL_ID);
+        let over = |submission_id| Over {
+            submission_id,
+            principal_id: principal_id.map(ToOwned::to_owned),
+            began: start(common).unwrap_or(at),
+            at,
+        };
+        return Ok(match (workflow_id, principal_id) {
             (Some(workflow_id), Some(principal_id)) if succeeded => Event::Submitted {
                 submission_id,
                 principal_id: principal_id.to_owned(),
@@ -149,12 +174,13 @@ pub fn extract(entry: &HttpLogEntry, now: Timestamp) -> Result<Event, Ignored> {
             },
             // FlowMesh's own refusal, or nothing of the request ever reached it.
             _ if (400..500).contains(&code) && response.response_code_details == VIA_UPSTREAM => {
-                Event::SubmissionRefused { submission_id }
+                Event::SubmissionRefused { over: over(submission_id) }
             }
-            _ if code >= 400 && common.upstream_wire_bytes_sent == 0 => Event::SubmissionRefused { submission_id },
+            _ if code >= 400 && common.upstream_wire_bytes_sent == 0 => {
+                Event::SubmissionRefused { over: over(submission_id) }
+            }
             _ => Event::SubmissionEnded {
-                submission_id,
-                at,
+                over: over(submission_id),
                 failed: code >= 500 && response.response_code_details == VIA_UPSTREAM,
             },
         });
@@ -242,12 +268,14 @@ fn is_final(common: &LogCommon) -> bool {
         )
 }
 
+fn start(common: &LogCommon) -> Option<Timestamp> {
+    common.start_time.and_then(Moment::time)
+}
+
 fn end(common: &LogCommon) -> Option<Timestamp> {
-    let start = common.start_time.as_ref()?;
-    let start = Timestamp::new(start.seconds, start.nanos).ok()?;
     let lasted =
         common.duration.map_or(SignedDuration::ZERO, |duration| SignedDuration::new(duration.seconds, duration.nanos));
-    start.checked_add(lasted).ok()
+    start(common)?.checked_add(lasted).ok()
 }
 
 fn namespace<'a>(common: &'a LogCommon, name: &str) -> Option<&'a Struct> {

@@ -121,7 +121,8 @@ impl Intake {
                     self.news.charges.notify_one();
                 }
                 Event::SubmissionRefused { .. } => {}
-                Event::SubmissionEnded { submission_id, .. } => {
+                Event::SubmissionEnded { over, .. } => {
+                    let submission_id = &over.submission_id;
                     tracing::info!(
                         submission = submission_id,
                         "submission {submission_id} ended without telling its workflow"

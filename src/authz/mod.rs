@@ -191,12 +191,19 @@ impl Authz {
 
     /// Leaves the row to the intake, which tries until it is committed. When even its places are taken, or the process ends
     /// before, only the log entry tells of this submission.
-    async fn commit_later(&self, submission_id: &str, principal: &Arc<Principal>, request_id: &str) {
+    async fn commit_later(
+        &self,
+        submission_id: &str,
+        principal: &Arc<Principal>,
+        request_id: &str,
+        began: Option<Timestamp>,
+    ) {
         let at = Timestamp::now();
         let event = Event::SubmissionOpened {
             submission_id: submission_id.to_owned(),
             principal: principal.clone(),
             request_id: request_id.to_owned(),
+            began: began.unwrap_or(at),
             at,
         };
         let (unrecorded, events, metrics) = (self.unrecorded.clone(), self.events.clone(), self.metrics.clone());
@@ -226,7 +233,8 @@ impl Authz {
         // Until it has its row, or is known to have none.
         let _opening = self.unrecorded.opening(at);
         let row = NewSubmission { submission_id: &minted, principal, request_id: &request_id, at };
-        let committed = tokio::time::timeout(self.submission_timeout, ledger.open_submission(row)).await;
+        let committing = ledger.open_begun(row, inquiry.began.unwrap_or(at));
+        let committed = tokio::time::timeout(self.submission_timeout, committing).await;
         let (outcome, submission_id) = match committed {
             Ok(Ok(id)) if id == minted => ("opened", id),
             Ok(Ok(older)) => ("repeated", older),
@@ -245,7 +253,7 @@ impl Authz {
                     "submission {minted} of {} goes through without a row in the ledger: {reason}",
                     principal.id
                 );
-                self.commit_later(&minted, principal, &request_id).await;
+                self.commit_later(&minted, principal, &request_id, inquiry.began).await;
                 ("failed", minted)
             }
         };

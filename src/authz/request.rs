@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::config::is_visible_ascii;
 use crate::telemetry::traces::Parent;
-use crate::wire::{self, AttributeContext, CheckRequest, HttpRequest, Metadata, OneAddress, Peer};
+use crate::wire::{self, AttributeContext, CheckRequest, HttpRequest, Metadata, Moment, OneAddress, Peer};
 
 /// Key of Envoy's `context_extensions` by which a route fixes its supplier.
 const SUPPLIER_EXTENSION: &str = "supplier";
@@ -24,6 +25,8 @@ pub struct Inquiry {
     pub target: String,
     /// Envoy's `x-request-id`, or its stream id where the header was not passed on.
     pub request_id: String,
+    /// When the request began, by Envoy's clock: the same however often its Check is repeated.
+    pub began: Option<Timestamp>,
     /// The address Envoy vouches for, without its port; never a header of the client's. The one in the metadata, else
     /// that of the connection.
     pub source: String,
@@ -44,7 +47,8 @@ pub struct Inquiry {
 pub fn parse(request: CheckRequest) -> Inquiry {
     let AttributeContext { source, request, context_extensions, metadata_context } =
         request.attributes.unwrap_or_default();
-    let http = request.and_then(|request| request.http).unwrap_or_default();
+    let wire::Request { time, http } = request.unwrap_or_default();
+    let http = http.unwrap_or_default();
     let request_id = values(&http, "x-request-id")
         .last()
         .and_then(|id| wire::text(id))
@@ -56,6 +60,7 @@ pub fn parse(request: CheckRequest) -> Inquiry {
         .any(|value| value.split(|&byte| byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(b"websocket")));
     Inquiry {
         request_id,
+        began: time.and_then(Moment::time),
         source: metadata_context.as_ref().and_then(vouched).or_else(|| source.and_then(address)).unwrap_or_default(),
         authorization: values(&http, "authorization").cloned().collect(),
         trace: trace(&http),
@@ -116,8 +121,10 @@ mod tests {
     use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
     use prost::Message;
 
+    use jiff::Timestamp;
+
     use super::parse;
-    use crate::wire::CheckRequest;
+    use crate::wire::{self, CheckRequest, Moment, Request};
 
     /// The source of a request over a connection from 10.0.0.1.
     fn source(metadata: &[(&str, &str, Kind)]) -> String {
@@ -138,6 +145,18 @@ mod tests {
         };
         let sent = v3::CheckRequest { attributes: Some(attributes) }.encode_to_vec();
         parse(CheckRequest::decode(sent.as_slice()).expect("a message")).source
+    }
+
+    #[test]
+    fn when_a_request_began_is_envoys_word() {
+        let request = |time| {
+            let request = Request { time, http: None };
+            let attributes = wire::AttributeContext { request: Some(request), ..wire::AttributeContext::default() };
+            parse(CheckRequest { attributes: Some(attributes) }).began
+        };
+        let moment = |seconds| Moment { seconds, nanos: 1_000_000 };
+        assert_eq!(request(Some(moment(7))), Timestamp::from_millisecond(7001).ok());
+        assert_eq!((request(None), request(Some(moment(i64::MAX)))), (None, None));
     }
 
     fn text(value: &str) -> Kind {

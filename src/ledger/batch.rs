@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 
 use super::Usage;
-use crate::access_log::event::Event;
-use crate::principal::Principal;
+use crate::access_log::event::{self, Event};
 
 /// What a batch depends on and only the ledger can tell. No event of a batch changes it.
 #[derive(Debug, Default)]
@@ -45,6 +44,15 @@ pub struct Opened<'a> {
     pub submission_id: &'a str,
     pub principal_id: &'a str,
     pub request_id: &'a str,
+    pub began: Timestamp,
+    pub at: Timestamp,
+}
+
+/// A submission that is over, and may have no row yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Over<'a> {
+    pub principal_id: &'a str,
+    pub began: Timestamp,
     pub at: Timestamp,
 }
 
@@ -66,8 +74,10 @@ pub struct Wave<'a> {
     pub seen: Counted<'a>,
     pub principals: BTreeMap<&'a str, Seen<'a>>,
     pub opened: Vec<Opened<'a>>,
+    /// Those of the next two, as the first word of their end has them.
+    pub over: BTreeMap<&'a str, Over<'a>>,
     pub ended_submissions: BTreeMap<&'a str, (Timestamp, bool)>,
-    pub refused: BTreeSet<&'a str>,
+    pub refused: BTreeMap<&'a str, Timestamp>,
     pub submitted: BTreeMap<&'a str, Submitted<'a>>,
     /// Workflows seen after their submission was.
     pub seen_after: Counted<'a>,
@@ -86,7 +96,6 @@ pub struct Wave<'a> {
 #[derive(Debug, Default)]
 struct Ids<'a> {
     opened: HashSet<&'a str>,
-    requests: HashSet<(&'a str, &'a str)>,
     submitted: HashSet<&'a str>,
     used: HashSet<&'a str>,
     workflows_of_used: HashSet<&'a str>,
@@ -106,13 +115,17 @@ enum Place {
 pub fn waves<'a>(events: &'a [Event], known: &'a Known) -> Vec<Wave<'a>> {
     // A workflow in which usage may settle tasks as ignored, which its submission then takes back.
     let used: HashSet<&str> = known.workflow_of.values().map(String::as_str).collect();
+    // Under one request id the second submission depends on what has come of the first by then.
+    let mut requests: HashSet<(&str, &str)> = HashSet::new();
     let mut waves = vec![Wave::default()];
     for event in events {
         let is_alone = match event {
             Event::Submitted { submission_id, workflow_id, .. } => {
                 known.alone.contains(submission_id) || used.contains(workflow_id.as_str())
             }
-            Event::SubmissionOpened { submission_id, .. } => known.alone.contains(submission_id),
+            Event::SubmissionOpened { submission_id, principal, request_id, .. } => {
+                !requests.insert((&principal.id, request_id)) || known.alone.contains(submission_id)
+            }
             _ => false,
         };
         let place = match waves.last() {
@@ -142,23 +155,23 @@ impl<'a> Wave<'a> {
                     None => Place::Here,
                 }
             }
-            Event::SubmissionRefused { submission_id } | Event::SubmissionEnded { submission_id, .. } => {
-                if ids.submitted.contains(submission_id.as_str()) {
+            Event::SubmissionRefused { over } | Event::SubmissionEnded { over, .. } => {
+                let id = over.submission_id.as_str();
+                if ids.submitted.contains(id) {
                     Place::Next
-                } else if self.refused.contains(submission_id.as_str()) {
+                } else if self.refused.contains_key(id) {
                     Place::Repeat
                 } else {
                     Place::Here
                 }
             }
-            Event::SubmissionOpened { submission_id, principal, request_id, .. } => {
+            Event::SubmissionOpened { submission_id, .. } => {
                 let id = submission_id.as_str();
                 let is_later = ids.opened.contains(id)
                     || ids.submitted.contains(id)
-                    || self.refused.contains(id)
+                    || self.refused.contains_key(id)
                     || self.ended_submissions.contains_key(id);
-                let same_request = ids.requests.contains(&(principal.id.as_str(), request_id.as_str()));
-                if is_later || same_request { Place::Next } else { Place::Here }
+                if is_later { Place::Next } else { Place::Here }
             }
             // Whose owner usage is charged to depends on whether the workflow was given up.
             Event::WorkflowSeen { workflow_id } if ids.workflows_of_used.contains(workflow_id.as_str()) => Place::Next,
@@ -182,19 +195,21 @@ impl<'a> Wave<'a> {
                 self.submitted.insert(workflow_id, submitted);
                 self.ids.submitted.insert(submission_id);
             }
-            Event::SubmissionRefused { submission_id } => {
-                self.refused.insert(submission_id);
+            Event::SubmissionRefused { over } => {
+                self.over(over);
+                self.refused.insert(&over.submission_id, over.at);
             }
-            Event::SubmissionEnded { submission_id, at, failed } => {
-                self.ended_submissions.insert(submission_id, (*at, *failed));
+            Event::SubmissionEnded { over, failed } => {
+                self.over(over);
+                self.ended_submissions.insert(&over.submission_id, (over.at, *failed));
             }
-            Event::SubmissionOpened { submission_id, principal, request_id, at } => {
-                self.see(principal, Some(*at));
-                self.opened.push(Opened { submission_id, principal_id: &principal.id, request_id, at: *at });
+            Event::SubmissionOpened { submission_id, principal, request_id, began, at } => {
+                self.see(&principal.id, principal.email.as_deref(), Some(*at));
+                let (principal_id, began, at) = (principal.id.as_str(), *began, *at);
+                self.opened.push(Opened { submission_id, principal_id, request_id, began, at });
                 self.ids.opened.insert(submission_id);
-                self.ids.requests.insert((&principal.id, request_id));
             }
-            Event::PrincipalSeen { principal } => self.see(principal, None),
+            Event::PrincipalSeen { principal } => self.see(&principal.id, principal.email.as_deref(), None),
             Event::WorkflowSeen { workflow_id } => {
                 let is_after = self.submitted.contains_key(workflow_id.as_str());
                 count(if is_after { &mut self.seen_after } else { &mut self.seen }, workflow_id);
@@ -221,11 +236,19 @@ impl<'a> Wave<'a> {
         count(if is_after { &mut self.ended_after } else { &mut self.ended }, task_id);
     }
 
+    /// Its row wants its principal to be there.
+    fn over(&mut self, over: &'a event::Over) {
+        let Some(principal_id) = &over.principal_id else { return };
+        self.see(principal_id, None, Some(over.began));
+        let this = Over { principal_id, began: over.began, at: over.at };
+        self.over.entry(&over.submission_id).or_insert(this);
+    }
+
     /// `at` is `None` for now, which is later than any other time.
-    fn see(&mut self, principal: &'a Principal, at: Option<Timestamp>) {
+    fn see(&mut self, principal_id: &'a str, email: Option<&'a str>, at: Option<Timestamp>) {
         let at = at.unwrap_or(Timestamp::MAX);
-        let seen = self.principals.entry(&principal.id).or_insert(Seen { email: None, at });
-        seen.email = principal.email.as_deref().or(seen.email);
+        let seen = self.principals.entry(principal_id).or_insert(Seen { email: None, at });
+        seen.email = email.or(seen.email);
         seen.at = seen.at.max(at);
     }
 }
@@ -237,7 +260,7 @@ fn count<'a>(things: &mut Counted<'a>, id: &'a str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::contract::at;
+    use crate::ledger::contract::{at, over};
 
     fn submitted(submission: &str, workflow: &str) -> Event {
         Event::Submitted {
@@ -246,6 +269,10 @@ mod tests {
             workflow_id: workflow.into(),
             at: at(1),
         }
+    }
+
+    fn refused(submission: &str) -> Event {
+        Event::SubmissionRefused { over: over(submission, "alice", 1, 2) }
     }
 
     fn ended(task: &str) -> Event {
@@ -283,8 +310,8 @@ mod tests {
             // One submission that names two workflows, one workflow that two submissions name.
             (vec![submitted("sub-1", "wfl-1"), submitted("sub-1", "wfl-2")], 2),
             (vec![submitted("sub-1", "wfl-1"), submitted("sub-2", "wfl-1")], 2),
-            (vec![submitted("sub-1", "wfl-1"), Event::SubmissionRefused { submission_id: "sub-1".into() }], 2),
-            (vec![Event::SubmissionRefused { submission_id: "sub-1".into() }, submitted("sub-1", "wfl-1")], 1),
+            (vec![submitted("sub-1", "wfl-1"), refused("sub-1")], 2),
+            (vec![refused("sub-1"), submitted("sub-1", "wfl-1")], 1),
             (vec![submitted("sub-1", "wfl-1"), submitted("sub-2", "wfl-2")], 1),
             // One that touches what it does not name.
             (vec![submitted("sub-1", "wfl-1"), submitted("sub-3", "wfl-3"), submitted("sub-2", "wfl-2")], 3),

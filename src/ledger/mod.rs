@@ -278,8 +278,17 @@ pub trait Ledger: Send + Sync + 'static {
     async fn ours_since(&self) -> Result<Timestamp, Error>;
 
     /// Records a submission, its principal, and their e-mail; charges held for want of one are released. Returns the id
-    /// under which the submission stands, which is an older one when this is a repeat.
-    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error>;
+    /// under which the submission stands, which is an older one when this is a repeat: when the principal has one with this
+    /// request id, let through within [`recording::REPEATED_WITHIN`], whose request was not over when this one `began`, by
+    /// Envoy's clock. Envoy repeats a Check before its request is over, so that finds its submission whatever has come of it
+    /// meanwhile; a client that uses a request id again after it had its answer does not, and has a submission of its own.
+    async fn open_begun(&self, submission: NewSubmission<'_>, began: Timestamp) -> Result<String, Error>;
+
+    /// Likewise, of a request that has just begun.
+    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
+        let began = submission.at;
+        self.open_begun(submission, began).await
+    }
 
     /// Records what the log told, all of it in one transaction. Returns the charges that this has written.
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error>;

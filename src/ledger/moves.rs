@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 
 use super::group::{Commit, Group};
-use super::recording::{LogTables, REPEATED_WITHIN, SeenPrincipals, see_principals};
+use super::recording::{LogTables, Repeats, SeenPrincipals, see_principals};
 use super::settling::{self, Settling};
 use super::{
     Attribution, DueCharge, DueTask, DueWorkflow, Error, Existence, NewSubmission, NextSweep, Posted, Settled,
@@ -19,7 +19,7 @@ use crate::principal::Principal;
 /// One of them.
 #[derive(Debug)]
 pub enum Move {
-    Open { submission_id: String, principal: Principal, request_id: String, at: Timestamp },
+    Open { submission_id: String, principal: Principal, request_id: String, began: Timestamp, at: Timestamp },
     Settle { task_id: String, workflow_id: Option<String>, settlement: Settlement, at: Timestamp },
     Unsettled { task_id: String, heard: i64, again: Option<Timestamp>, existence: Existence, at: Timestamp },
     Swept { workflow_id: String, heard: i64, next: NextSweep, existence: Existence, at: Timestamp },
@@ -40,12 +40,13 @@ pub enum Moved {
 
 /// The moves of a ledger, as [`super::Ledger`] has them.
 impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
-    pub(super) async fn open(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
+    pub(super) async fn open(&self, submission: NewSubmission<'_>, began: Timestamp) -> Result<String, Error> {
         let NewSubmission { submission_id, principal, request_id, at } = submission;
         let this = Move::Open {
             submission_id: submission_id.to_owned(),
             principal: principal.clone(),
             request_id: request_id.to_owned(),
+            began,
             at,
         };
         match self.commit(this).await? {
@@ -135,13 +136,13 @@ pub type PostedRow<'a> = (&'a str, i64, &'a str);
 /// The statements by which a database takes these: one each but for [`MoveTables::insert_submission`], for any number of rows.
 /// Times are ms since the epoch.
 pub trait MoveTables: LogTables {
-    /// Inserts a submission under a request id, of which an open one from `repeat_since` on is a repeat. The id under which
-    /// it stands; `None` when that request id is used up.
+    /// Inserts a submission under a request id. The id under which it stands, which is another one's of which it is a repeat;
+    /// `None` when that request id is used up, or the submission is there under its own.
     fn insert_submission(
         &mut self,
         submission: &NewSubmission<'_>,
         request_id: &str,
-        repeat_since: i64,
+        repeats: Repeats,
     ) -> impl Future<Output = Result<Option<String>, sqlx::Error>> + Send;
 
     /// News that came since the question are acted on at once.
@@ -200,11 +201,15 @@ pub trait MoveTables: LogTables {
 }
 
 /// Inserts a submission and returns the id under which it stands.
-async fn open<T: MoveTables>(to: &mut T, submission: NewSubmission<'_>) -> Result<String, sqlx::Error> {
+async fn open<T: MoveTables>(
+    to: &mut T,
+    submission: NewSubmission<'_>,
+    began: Timestamp,
+) -> Result<String, sqlx::Error> {
     let NewSubmission { submission_id, request_id, at, .. } = submission;
     // An id that is used up cannot stand for another submission: that one goes by its own.
     for key in [request_id, submission_id] {
-        if let Some(id) = to.insert_submission(&submission, key, ms(at - REPEATED_WITHIN)).await? {
+        if let Some(id) = to.insert_submission(&submission, key, Repeats::of(began, at)).await? {
             return Ok(id);
         }
     }
@@ -236,9 +241,9 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
     for (n, this) in moves.iter().enumerate() {
         outcomes.push(Moved::Done);
         match this {
-            Move::Open { submission_id, principal, request_id, at } => {
+            Move::Open { submission_id, principal, request_id, began, at } => {
                 let row = NewSubmission { submission_id, principal, request_id, at: *at };
-                outcomes[n] = Moved::Opened(open(to, row).await?);
+                outcomes[n] = Moved::Opened(open(to, row, *began).await?);
             }
             Move::Settle { task_id, workflow_id, settlement, at } => {
                 settling.push((n, Settling { task_id, workflow_id: workflow_id.as_deref(), settlement, at: *at }));

@@ -20,11 +20,31 @@ const SWEEP_AFTER: SignedDuration = SignedDuration::from_secs(5);
 /// How long a Check can be repeated: Envoy's time limit, generously. After that an equal request id is a client's doing.
 pub const REPEATED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 
+/// Of which submissions with the same principal and request id one is a repeat: of those let through from `since` on whose
+/// request was not over when this one's `began`. The ledger has no end of those that are not heard of, nor of some that are
+/// closed otherwise; of these the open ones are repeated. Times in ms.
+#[derive(Debug, Clone, Copy)]
+pub struct Repeats {
+    pub since: i64,
+    pub began: i64,
+}
+
+impl Repeats {
+    /// Of one that is let through `at` a time by our clock. What is older than it by Envoy's may have been frozen on its way.
+    #[must_use]
+    pub fn of(began: Timestamp, at: Timestamp) -> Self {
+        Self { since: ms(began.min(at) - REPEATED_WITHIN), began: ms(began) }
+    }
+}
+
 /// Principals, each with their e-mail and when they were seen.
 pub type SeenPrincipals<'a> = BTreeMap<&'a str, (Option<&'a str>, i64)>;
 
-/// A submission, its principal, Envoy's request id, when it was let through, and from when on it would be a repeat.
-pub type LateRow<'a> = (&'a str, &'a str, &'a str, i64, i64);
+/// A submission, its principal, Envoy's request id, when it was let through, and both of [`Repeats`].
+pub type LateRow<'a> = (&'a str, &'a str, &'a str, i64, i64, i64);
+
+/// A submission that is over, its principal, when its request began and when it ended.
+pub type OverRow<'a> = (&'a str, &'a str, i64, i64);
 
 /// When what is asked after next.
 #[derive(Debug, Clone, Copy)]
@@ -70,13 +90,19 @@ pub trait LogTables: ChargeTables {
     -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Inserts submissions whose rows could not be committed in time, unless they are there after all. An id that is used up
-    /// cannot stand for another submission: that one goes by its own. The log entry of what it made may have been faster.
+    /// cannot stand for another submission: that one goes by its own. The log entry of what it made may have been faster; one
+    /// that was put down by its end gets what that did not tell.
     fn open_late(&mut self, rows: &[LateRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Inserts submissions that are over and have no row, because that comes late: under their own ids, until then. Not those
+    /// from before what is kept, which were pruned. The log entry of what it made may have been faster.
+    fn put_down(&mut self, rows: &[OverRow<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Submissions ended without telling what they made: when, and whether with an error of FlowMesh's.
     fn end_submissions(&mut self, rows: &[(&str, i64, bool)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    fn refuse_submissions(&mut self, ids: &BTreeSet<&str>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Submissions made nothing, and when that was known.
+    fn refuse_submissions(&mut self, rows: &[(&str, i64)]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Submissions, what each made, and when.
     fn resolve_submissions(
@@ -221,20 +247,31 @@ pub async fn see_principals<T: LogTables>(
 /// Of submissions of which no workflow is told.
 async fn submissions_heard<T: LogTables>(to: &mut T, wave: &Wave<'_>) -> Result<(), sqlx::Error> {
     if !wave.opened.is_empty() {
-        let row = |row: &batch::Opened<'_>| ms(row.at - REPEATED_WITHIN);
         let rows: Vec<LateRow<'_>> = wave
             .opened
             .iter()
-            .map(|opened| (opened.submission_id, opened.principal_id, opened.request_id, ms(opened.at), row(opened)))
+            .map(|&batch::Opened { submission_id, principal_id, request_id, began, at }| {
+                let repeats = Repeats::of(began, at);
+                (submission_id, principal_id, request_id, ms(at), repeats.since, repeats.began)
+            })
             .collect();
         to.open_late(&rows).await?;
+    }
+    if !wave.over.is_empty() {
+        let rows: Vec<OverRow<'_>> =
+            wave.over.iter().map(|(id, over)| (*id, over.principal_id, ms(over.began), ms(over.at))).collect();
+        to.put_down(&rows).await?;
     }
     if !wave.ended_submissions.is_empty() {
         let rows: Vec<_> =
             wave.ended_submissions.iter().map(|(id, (ended, failed))| (*id, ms(*ended), *failed)).collect();
         to.end_submissions(&rows).await?;
     }
-    if wave.refused.is_empty() { Ok(()) } else { to.refuse_submissions(&wave.refused).await }
+    if wave.refused.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = wave.refused.iter().map(|(id, at)| (*id, ms(*at))).collect();
+    to.refuse_submissions(&rows).await
 }
 
 /// The log names the owner, and that frees what was held.

@@ -41,7 +41,7 @@ fn check() -> CheckRequest {
     };
     let attributes = AttributeContext {
         source: Some(Peer { address: Some(Address { address: Some(address) }) }),
-        request: Some(Request { http: Some(http) }),
+        request: Some(Request { time: Some(Moment { seconds: 3, nanos: 4 }), http: Some(http) }),
         context_extensions: vec![header("supplier", "acme", "")],
         metadata_context: Some(metadata()),
     };
@@ -56,7 +56,9 @@ fn a_check_is_what_envoy_calls_it() {
     assert_eq!(attributes.context_extensions["supplier"], "acme");
     let field = &attributes.metadata_context.expect("metadata").filter_metadata["name"].fields["key"];
     assert_eq!(field.kind, Some(Kind::StringValue("text".into())));
-    let http = attributes.request.and_then(|request| request.http).expect("HTTP");
+    let request = attributes.request.expect("a request");
+    assert_eq!(request.time.map(|time| (time.seconds, time.nanos)), Some((3, 4)));
+    let http = request.http.expect("HTTP");
     assert_eq!((http.id.as_str(), http.method.as_str(), http.path.as_str()), ("id", "GET", "/path"));
     assert_eq!((http.body.as_str(), http.raw_body.as_slice()), ("body", b"raw body".as_slice()));
     assert_eq!(http.headers["a"], "b");

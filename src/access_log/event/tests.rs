@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::{AccessLogType, Event, HttpLogEntry, Ignored, RESPONSE_NAMESPACE, USAGE_NAMESPACE, metadata};
+use super::{AccessLogType, Event, HttpLogEntry, Ignored, Over, RESPONSE_NAMESPACE, USAGE_NAMESPACE, metadata};
 
 /// As it comes over the wire.
 fn extract(entry: &HttpAccessLogEntry, now: Timestamp) -> Result<Event, Ignored> {
@@ -63,6 +63,15 @@ fn submission(code: u32, captured: &[(&str, &str)]) -> HttpAccessLogEntry {
 
 fn said(entry: &HttpAccessLogEntry) -> Result<Event, Ignored> {
     extract(entry, Timestamp::UNIX_EPOCH)
+}
+
+fn over() -> Over {
+    Over {
+        submission_id: "sub-1".into(),
+        principal_id: Some("user-1".into()),
+        began: Timestamp::new(1_800_000_000, 0).expect("valid"),
+        at: ended_at(),
+    }
 }
 
 fn ended_at() -> Timestamp {
@@ -153,7 +162,7 @@ fn a_submission_with_its_workflow_is_the_principals_of_our_own_metadata() {
 
 #[test]
 fn a_submission_that_flowmesh_refused_or_never_saw_made_no_workflow() {
-    let refused = Ok(Event::SubmissionRefused { submission_id: "sub-1".into() });
+    let refused = Ok(Event::SubmissionRefused { over: over() });
     assert_eq!(said(&submission(422, &[])), refused);
     let mut unreachable = submission(503, &[]);
     if let (Some(common), Some(response)) = (&mut unreachable.common_properties, &mut unreachable.response) {
@@ -165,7 +174,7 @@ fn a_submission_that_flowmesh_refused_or_never_saw_made_no_workflow() {
 
 #[test]
 fn a_submission_of_unknown_outcome_stays_open_until_its_end() {
-    let ended = |failed| Ok(Event::SubmissionEnded { submission_id: "sub-1".into(), at: ended_at(), failed });
+    let ended = |failed| Ok(Event::SubmissionEnded { over: over(), failed });
     let unknown = ended(false);
     // FlowMesh failed, half-way or at once.
     assert_eq!(said(&submission(500, &[])), ended(true));

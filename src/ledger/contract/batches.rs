@@ -29,6 +29,7 @@ fn opened(submission: &str, principal: Principal, request: &str) -> Event {
         submission_id: submission.into(),
         principal: std::sync::Arc::new(principal),
         request_id: request.into(),
+        began: at(2),
         at: at(2),
     }
 }
@@ -65,8 +66,8 @@ pub async fn a_submission_and_all_that_follows_from_it_may_come_in_one_batch<S: 
         seen,
         task_ended("tsk-1"),
         made,
-        Event::SubmissionEnded { submission_id: "sub-1".into(), at: at(3), failed: true },
-        Event::SubmissionRefused { submission_id: "sub-2".into() },
+        Event::SubmissionEnded { over: over("sub-1", "alice", 2, 3), failed: true },
+        Event::SubmissionRefused { over: over("sub-2", "alice", 2, 3) },
     ];
     for _ in 0..2 {
         fixture.ledger().record(&events, at(5)).await.expect("committed");
@@ -182,9 +183,19 @@ impl Case {
         let principal = std::sync::Arc::new(self.who(c));
         match kind {
             0..=3 => submitted(&submission_id, &principal.id, &workflow_id),
-            4 => Event::SubmissionRefused { submission_id },
-            5 => Event::SubmissionEnded { submission_id, at: at(3), failed: b & 1 == 0 },
-            6 | 7 => Event::SubmissionOpened { submission_id, principal, request_id: self.id("r", b), at: at(2) },
+            4 => Event::SubmissionRefused { over: over(&submission_id, &principal.id, 2, 3 + i64::from(b)) },
+            5 => Event::SubmissionEnded {
+                over: over(&submission_id, &principal.id, 2, 3 + i64::from(b)),
+                failed: b & 1 == 0,
+            },
+            // Some before those ended, and some after.
+            6 | 7 => Event::SubmissionOpened {
+                submission_id,
+                principal,
+                request_id: self.id("r", b),
+                began: at(2 + 2 * i64::from(a & 1)),
+                at: at(4),
+            },
             8 => Event::PrincipalSeen { principal },
             9..=11 => Event::TaskEnded { task_id },
             12 | 13 => Event::TaskTouched { task_id },
@@ -243,6 +254,10 @@ impl Case {
             all.push(format!("{:?}", books.charge(&self.id("tsk", n)).await.expect("read")));
         }
         all.push(format!("{:?}", fixture.backlog().await));
+        let mut open = fixture.ledger().open_submissions(at(0), at(100)).await.expect("read");
+        open.retain(|open| (0..4).any(|n| open.submission_id == self.id("sub", n)));
+        open.sort_by(|left, right| left.submission_id.cmp(&right.submission_id));
+        all.push(format!("{open:?}"));
         // What is not shown: how often something was heard of.
         let late = at(10_000);
         let mut tasks = fixture.ledger().claim_tasks(late, LEASE, Pick::Due(100)).await.expect("claimed");

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::access_log::event::Event;
+use crate::access_log::event::{Event, Over};
 use crate::ledger::books::{Books, Charge, ChargeState};
 use crate::ledger::{
     Attribution, Backlog, DueCharge, DueTask, DueWorkflow, Existence, Ledger, NewSubmission, NextSweep, Pick, Posted,
@@ -48,7 +48,11 @@ macro_rules! suite {
             submissions {
                 a_repeated_check_finds_its_own_submission_and_another_request_does_not
                 a_request_id_that_is_used_up_does_not_hide_another_submission
+                a_request_id_that_a_client_uses_twice_at_once_is_one_submission_and_both_workflows_are_billed
+                a_check_that_is_repeated_elsewhere_finds_its_submission_whatever_has_come_of_it
                 a_row_that_comes_late_is_the_submission_it_would_have_been
+                a_row_that_comes_after_its_end_is_over_in_whatever_order_they_come
+                a_row_that_is_committed_in_time_and_after_its_end_is_over
                 a_submission_that_was_refused_is_no_candidate_and_one_that_ended_still_is
             }
             owners {
@@ -131,6 +135,7 @@ macro_rules! suite {
                 nothing_unposted_unsettled_or_young_goes
                 what_was_pruned_and_is_seen_again_is_never_billed_again
                 a_replayed_log_entry_of_a_pruned_workflow_changes_nothing
+                a_replayed_end_of_a_pruned_submission_does_not_bring_it_back
                 an_open_submission_stays_while_a_held_workflow_has_it_for_a_candidate
                 nothing_goes_while_an_owner_is_still_to_be_looked_for
                 a_workflow_of_many_tasks_goes_in_parts
@@ -180,6 +185,11 @@ pub fn alice() -> Principal {
 
 pub fn bob() -> Principal {
     principal("bob", Some("bob@example.com"))
+}
+
+/// A submission that began and ended at these seconds.
+pub fn over(submission: &str, principal: &str, began: i64, ended: i64) -> Over {
+    Over { submission_id: submission.into(), principal_id: Some(principal.into()), began: at(began), at: at(ended) }
 }
 
 pub fn usage(worker: &str) -> Settlement {
@@ -240,6 +250,12 @@ impl<S: Store> Fixture<S> {
         let row =
             NewSubmission { submission_id: &format!("sub-{request}"), principal, request_id: request, at: at(second) };
         self.ledger().open_submission(row).await.expect("committed")
+    }
+
+    /// Another submission under a request id, by Envoy's word of when its request began.
+    pub async fn submit_begun(&self, id: &str, request: &str, began: i64, second: i64) -> String {
+        let row = NewSubmission { submission_id: id, principal: &alice(), request_id: request, at: at(second) };
+        self.ledger().open_begun(row, at(began)).await.expect("committed")
     }
 
     pub async fn submitted(&self, submission: &str, principal: &str, workflow: &str, second: i64) {

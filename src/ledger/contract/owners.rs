@@ -170,6 +170,7 @@ pub async fn a_row_that_comes_late_under_a_request_id_that_is_used_up_is_there_a
         submission_id: "sub-2".into(),
         principal: Arc::new(alice()),
         request_id: "r1".into(),
+        began: at(300),
         at: at(300),
     };
     fixture.ledger().record(&[event], at(301)).await.expect("committed");

@@ -27,7 +27,8 @@ async fn is_there<S: Store>(fixture: &Fixture<S>, workflow: &str) -> bool {
 pub async fn what_is_over_and_old_goes_with_all_of_its_rows<S: Store>() {
     let fixture = billed::<S>().await;
     let refused = fixture.submit(&bob(), "r2", 3).await;
-    fixture.ledger().record(&[Event::SubmissionRefused { submission_id: refused }], at(3)).await.expect("committed");
+    let refused = Event::SubmissionRefused { over: over(&refused, "bob", 3, 3) };
+    fixture.ledger().record(&[refused], at(3)).await.expect("committed");
     fixture.submit(&bob(), "r3", 3).await;
     fixture.ledger().settle("tsk-gone", None, &Settlement::Gone, at(3)).await.expect("committed");
     assert_eq!(prune(&fixture, DAY).await, Pruned::default(), "FlowMesh's clock may be a little apart");
@@ -120,6 +121,22 @@ pub async fn a_replayed_log_entry_of_a_pruned_workflow_changes_nothing<S: Store>
     fixture.settle("tsk-held", "wfl-2", "wrk-1").await;
     fixture.submitted("sub-2", "alice", "wfl-2", 3).await;
     assert_eq!(fixture.due_charges(201 * DAY).await.len(), 1);
+}
+
+pub async fn a_replayed_end_of_a_pruned_submission_does_not_bring_it_back<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.submit(&bob(), "r1", 3).await;
+    fixture.submit(&bob(), "r2", 3).await;
+    let ends = [
+        Event::SubmissionRefused { over: over("sub-r1", "bob", 3, 4) },
+        Event::SubmissionEnded { over: over("sub-r2", "bob", 3, 4), failed: false },
+    ];
+    fixture.ledger().record(&ends, at(4)).await.expect("committed");
+    assert_eq!(prune(&fixture, 2 * DAY).await.submissions, 2);
+    fixture.ledger().record(&ends, at(100 * DAY)).await.expect("committed");
+    for id in ["sub-r1", "sub-r2"] {
+        assert_eq!(fixture.books().submission(id).await.expect("read"), None);
+    }
 }
 
 pub async fn an_open_submission_stays_while_a_held_workflow_has_it_for_a_candidate<S: Store>() {

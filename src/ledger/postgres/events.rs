@@ -8,7 +8,7 @@ use sqlx::{Postgres, Row};
 
 use super::text::{Text, json, stored};
 use crate::ledger::batch::Counted;
-use crate::ledger::recording::{LateRow, LogTables, Plan, SeenPrincipals};
+use crate::ledger::recording::{LateRow, LogTables, OverRow, Plan, SeenPrincipals};
 
 pub type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 
@@ -103,16 +103,44 @@ impl LogTables for PgConnection {
     }
 
     async fn open_late(&mut self, rows: &[LateRow<'_>]) -> Result<(), sqlx::Error> {
+        let meet = statement(
+            "UPDATE submissions SET opened_at = (value ->> 3)::bigint,
+                 request_id = CASE WHEN EXISTS (SELECT 1 FROM submissions AS other WHERE other.principal_id = value ->> 1
+                                                AND other.request_id = value ->> 2)
+                                   THEN submission_id ELSE value ->> 2 END
+             FROM jsonb_array_elements($1::text::jsonb) AS late(value)
+             WHERE submission_id = value ->> 0 AND principal_id = value ->> 1 AND request_id = submission_id",
+            rows,
+        )?;
+        meet.execute(&mut *self).await?;
         let insert = statement(
             "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
              SELECT id, principal,
                  CASE WHEN EXISTS (SELECT 1 FROM submissions WHERE principal_id = principal AND request_id = request
-                                   AND (state <> 'open' OR opened_at < repeat_since)) THEN id ELSE request END,
+                                   AND NOT (opened_at >= repeats_since
+                                            AND COALESCE(ended_at > began, state = 'open')))
+                      THEN id ELSE request END,
                  at, made, CASE WHEN made IS NULL THEN 'open' ELSE 'resolved' END
              FROM (SELECT value ->> 0 AS id, value ->> 1 AS principal, value ->> 2 AS request,
-                       (value ->> 3)::bigint AS at, (value ->> 4)::bigint AS repeat_since,
+                       (value ->> 3)::bigint AS at, (value ->> 4)::bigint AS repeats_since, (value ->> 5)::bigint AS began,
                        (SELECT workflow_id FROM workflows WHERE submission_id = value ->> 0 LIMIT 1) AS made
                    FROM jsonb_array_elements($1::text::jsonb) AS late(value)) AS late
+             ON CONFLICT DO NOTHING",
+            rows,
+        )?;
+        insert.execute(self).await?;
+        Ok(())
+    }
+
+    async fn put_down(&mut self, rows: &[OverRow<'_>]) -> Result<(), sqlx::Error> {
+        let insert = statement(
+            "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, ended_at, workflow_id, state)
+             SELECT id, principal, id, began, at, made, CASE WHEN made IS NULL THEN 'open' ELSE 'resolved' END
+             FROM (SELECT value ->> 0 AS id, value ->> 1 AS principal, (value ->> 2)::bigint AS began,
+                       (value ->> 3)::bigint AS at,
+                       (SELECT workflow_id FROM workflows WHERE submission_id = value ->> 0 LIMIT 1) AS made
+                   FROM jsonb_array_elements($1::text::jsonb) AS told(value)) AS over
+             WHERE began >= (SELECT pruned_before FROM ledger)
              ON CONFLICT DO NOTHING",
             rows,
         )?;
@@ -131,11 +159,12 @@ impl LogTables for PgConnection {
         Ok(())
     }
 
-    async fn refuse_submissions(&mut self, submissions: &BTreeSet<&str>) -> Result<(), sqlx::Error> {
+    async fn refuse_submissions(&mut self, rows: &[(&str, i64)]) -> Result<(), sqlx::Error> {
         let refuse = statement(
-            "UPDATE submissions SET state = 'refused'
-             WHERE submission_id IN (SELECT jsonb_array_elements_text($1::text::jsonb)) AND state = 'open'",
-            submissions,
+            "UPDATE submissions SET state = 'refused', ended_at = COALESCE(ended_at, (value ->> 1)::bigint)
+             FROM jsonb_array_elements($1::text::jsonb) AS told(value)
+             WHERE submission_id = value ->> 0 AND state = 'open'",
+            rows,
         )?;
         refuse.execute(self).await?;
         Ok(())

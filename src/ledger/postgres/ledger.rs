@@ -42,8 +42,8 @@ impl Ledger for PostgresLedger {
         Ok(time(self.number("SELECT GREATEST(born_at, pruned_before) FROM ledger").await?.unwrap_or_default()))
     }
 
-    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        self.group.open(submission).await
+    async fn open_begun(&self, submission: NewSubmission<'_>, began: Timestamp) -> Result<String, Error> {
+        self.group.open(submission, began).await
     }
 
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {

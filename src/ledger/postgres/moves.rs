@@ -8,6 +8,7 @@ use super::text::{Text, stored};
 use super::{Store, optional_text, text};
 use crate::ledger::group::{Commit, Failed};
 use crate::ledger::moves::{self, Move, MoveTables, Moved, PostedRow, SweptRow, UnsettledRow};
+use crate::ledger::recording::Repeats;
 use crate::ledger::{Error, NewSubmission, ms};
 
 /// Whoever writes moves.
@@ -34,21 +35,25 @@ impl MoveTables for PgConnection {
         &mut self,
         submission: &NewSubmission<'_>,
         request_id: &str,
-        repeat_since: i64,
+        repeats: Repeats,
     ) -> Result<Option<String>, sqlx::Error> {
-        // The no-op update makes RETURNING answer with the older row when this is a repeat.
+        // The no-op update makes RETURNING answer with the older row when this is a repeat. One that is there under its own id,
+        // because its end was heard of first, is met when that is tried.
         let id: Option<Text> = sqlx::query_scalar(
             "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state)
-             VALUES ($1, $2, $3, $4, 'open')
+             SELECT $1::text, $2, $3::text, $4, 'open'
+             WHERE $3::text = $1::text OR NOT EXISTS (SELECT 1 FROM submissions WHERE submission_id = $1::text)
              ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
-             WHERE submissions.state = 'open' AND submissions.opened_at >= $5
+             WHERE submissions.submission_id = $1::text
+                OR (submissions.opened_at >= $5 AND COALESCE(submissions.ended_at > $6, submissions.state = 'open'))
              RETURNING submission_id",
         )
         .bind(stored(submission.submission_id))
         .bind(stored(&submission.principal.id))
         .bind(stored(request_id))
         .bind(ms(submission.at))
-        .bind(repeat_since)
+        .bind(repeats.since)
+        .bind(repeats.began)
         .fetch_optional(self)
         .await?;
         Ok(id.map(|id| id.0))

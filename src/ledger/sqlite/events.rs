@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Row, SqliteConnection};
 
 use crate::ledger::batch::Counted;
-use crate::ledger::recording::{LateRow, LogTables, Plan, SeenPrincipals};
+use crate::ledger::recording::{LateRow, LogTables, OverRow, Plan, SeenPrincipals};
 
 type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
 
@@ -110,14 +110,38 @@ impl LogTables for SqliteConnection {
     }
 
     async fn open_late(&mut self, rows: &[LateRow<'_>]) -> Result<(), sqlx::Error> {
+        let meet = statement(
+            "UPDATE submissions SET opened_at = late.value ->> 3,
+                 request_id = IIF(EXISTS (SELECT 1 FROM submissions AS other WHERE other.principal_id = late.value ->> 1
+                                          AND other.request_id = late.value ->> 2), submission_id, late.value ->> 2)
+             FROM json_each(?1) AS late
+             WHERE submission_id = late.value ->> 0 AND principal_id = late.value ->> 1 AND request_id = submission_id",
+            rows,
+        )?;
+        meet.execute(&mut *self).await?;
         let insert = statement(
             "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, workflow_id, state)
              SELECT value ->> 0, value ->> 1,
                  IIF(EXISTS (SELECT 1 FROM submissions WHERE principal_id = value ->> 1 AND request_id = value ->> 2
-                             AND (state <> 'open' OR opened_at < value ->> 4)), value ->> 0, value ->> 2), value ->> 3,
+                             AND NOT (opened_at >= value ->> 4 AND COALESCE(ended_at > value ->> 5, state = 'open'))),
+                     value ->> 0, value ->> 2), value ->> 3,
                  made, IIF(made IS NULL, 'open', 'resolved')
              FROM (SELECT value, (SELECT workflow_id FROM workflows WHERE submission_id = value ->> 0 LIMIT 1) AS made
                    FROM json_each(?1)) WHERE true
+             ON CONFLICT DO NOTHING",
+            rows,
+        )?;
+        insert.execute(self).await?;
+        Ok(())
+    }
+
+    async fn put_down(&mut self, rows: &[OverRow<'_>]) -> Result<(), sqlx::Error> {
+        let insert = statement(
+            "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, ended_at, workflow_id, state)
+             SELECT value ->> 0, value ->> 1, value ->> 0, value ->> 2, value ->> 3, made,
+                 IIF(made IS NULL, 'open', 'resolved')
+             FROM (SELECT value, (SELECT workflow_id FROM workflows WHERE submission_id = value ->> 0 LIMIT 1) AS made
+                   FROM json_each(?1)) WHERE value ->> 2 >= (SELECT pruned_before FROM ledger)
              ON CONFLICT DO NOTHING",
             rows,
         )?;
@@ -135,11 +159,11 @@ impl LogTables for SqliteConnection {
         Ok(())
     }
 
-    async fn refuse_submissions(&mut self, submissions: &BTreeSet<&str>) -> Result<(), sqlx::Error> {
+    async fn refuse_submissions(&mut self, rows: &[(&str, i64)]) -> Result<(), sqlx::Error> {
         let refuse = statement(
-            "UPDATE submissions SET state = 'refused'
-             WHERE submission_id IN (SELECT value FROM json_each(?1)) AND state = 'open'",
-            submissions,
+            "UPDATE submissions SET state = 'refused', ended_at = COALESCE(ended_at, told.value ->> 1)
+             FROM json_each(?1) AS told WHERE submission_id = told.value ->> 0 AND state = 'open'",
+            rows,
         )?;
         refuse.execute(self).await?;
         Ok(())

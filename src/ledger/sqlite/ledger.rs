@@ -28,8 +28,8 @@ impl Ledger for SqliteLedger {
         Ok(time(sqlx::query_scalar("SELECT MAX(born_at, pruned_before) FROM ledger").fetch_one(&self.read).await?))
     }
 
-    async fn open_submission(&self, submission: NewSubmission<'_>) -> Result<String, Error> {
-        self.group.open(submission).await
+    async fn open_begun(&self, submission: NewSubmission<'_>, began: Timestamp) -> Result<String, Error> {
+        self.group.open(submission, began).await
     }
 
     async fn record(&self, events: &[Event], at: Timestamp) -> Result<Vec<Reported>, Error> {

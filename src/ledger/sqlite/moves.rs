@@ -8,6 +8,7 @@ use super::begin;
 use super::events::statement;
 use crate::ledger::group::{Commit, Failed};
 use crate::ledger::moves::{self, Move, MoveTables, Moved, PostedRow, SweptRow, UnsettledRow};
+use crate::ledger::recording::Repeats;
 use crate::ledger::{NewSubmission, ms};
 
 /// The one connection that writes.
@@ -31,21 +32,24 @@ impl MoveTables for SqliteConnection {
         &mut self,
         submission: &NewSubmission<'_>,
         request_id: &str,
-        repeat_since: i64,
+        repeats: Repeats,
     ) -> Result<Option<String>, sqlx::Error> {
-        // The no-op update makes RETURNING answer with the older row when this is a repeat.
+        // The no-op update makes RETURNING answer with the older row when this is a repeat, or is there because its end was
+        // heard of first.
         sqlx::query_scalar(
             "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state)
              VALUES (?1, ?2, ?3, ?4, 'open')
+             ON CONFLICT (submission_id) DO UPDATE SET request_id = request_id
              ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
-             WHERE state = 'open' AND opened_at >= ?5
+             WHERE opened_at >= ?5 AND COALESCE(ended_at > ?6, state = 'open')
              RETURNING submission_id",
         )
         .bind(submission.submission_id)
         .bind(&submission.principal.id)
         .bind(request_id)
         .bind(ms(submission.at))
-        .bind(repeat_since)
+        .bind(repeats.since)
+        .bind(repeats.began)
         .fetch_optional(self)
         .await
     }

@@ -1,11 +1,16 @@
 //! Tasks that are over → charges, whatever the database.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::{Settled, Settlement, Usage, ms};
+
+/// Of a worker's id or a time as they are kept, in bytes.
+const LONGEST_NAME: usize = 512;
 
 /// A task that is over.
 #[derive(Debug, Clone, Copy)]
@@ -68,9 +73,9 @@ pub struct ChargeRow<'a>(
     pub i64,
     pub &'a str,
     pub &'a str,
-    pub Option<&'a str>,
-    pub Option<&'a str>,
-    pub Option<&'a str>,
+    pub Option<Cow<'a, str>>,
+    pub Option<Cow<'a, str>>,
+    pub Option<Cow<'a, str>>,
     pub &'static str,
     pub Option<&'static str>,
     pub i64,
@@ -171,6 +176,17 @@ pub async fn settle<T: ChargeTables>(to: &mut T, items: &[Settling<'_>]) -> Resu
     Ok(settled)
 }
 
+/// A part of an execution's name, as it is kept. By its name an execution is charged once, so it is in an index, and a row of
+/// PostgreSQL's has some 2700 bytes there. What is absurdly long is therefore kept as its digest: the same of the same.
+fn indexed(name: &str) -> Cow<'_, str> {
+    if name.len() <= LONGEST_NAME {
+        return name.into();
+    }
+    let digest = Sha256::digest(name.as_bytes());
+    let hex = digest.iter().fold(String::from("sha256:"), |hex, byte| format!("{hex}{byte:02x}"));
+    hex.into()
+}
+
 /// The row of a charge.
 fn row<'a>(
     item: &Settling<'a>,
@@ -193,9 +209,9 @@ fn row<'a>(
         usage.duration_sec,
         &usage.cost_per_hour,
         &usage.task_status,
-        usage.assigned_worker.as_deref(),
-        usage.started_at.as_deref(),
-        usage.finished_at.as_deref(),
+        usage.assigned_worker.as_deref().map(indexed),
+        usage.started_at.as_deref().map(indexed),
+        usage.finished_at.as_deref().map(indexed),
         state,
         hold_reason,
         ms(item.at),

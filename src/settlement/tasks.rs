@@ -32,6 +32,10 @@ const DEFERRED_MOST: Duration = Duration::from_secs(10);
 /// How long FlowMesh must have said that it does not know a task before it is given up.
 const GONE_AFTER: SignedDuration = SignedDuration::from_hours(1);
 
+/// Why a task is held, for the log.
+const UNREADABLE: &str = "what it costs cannot be read";
+const UNCHARGEABLE: &str = "the ledger does not take what it costs";
+
 /// Of questions that FlowMesh did not answer: while it is down it is all of them.
 static NOT_ANSWERED: Sparing = Sparing::of_work();
 
@@ -82,7 +86,7 @@ impl Settler {
             // It answered, and not as agreed: a longer wait does not hide that there is something to bill. So it is when others
             // are answered and this one never is.
             Err(error) if !error.is_outage() || self.is_hopeless(&due, &error) => {
-                self.hold(&due, &error.to_string()).await?;
+                self.hold(&due, UNREADABLE, &error.to_string()).await?;
                 "unreadable"
             }
             Err(error) => {
@@ -113,7 +117,7 @@ impl Settler {
                     "not_over"
                 }
                 Verdict::Unreadable(reason) => {
-                    self.hold(&due, reason).await?;
+                    self.hold(&due, UNREADABLE, reason).await?;
                     "unreadable"
                 }
                 Verdict::Over(mut settlement) => {
@@ -138,14 +142,9 @@ impl Settler {
     }
 
     /// What FlowMesh said cannot be charged. It is kept for the operator to see, and asked after again.
-    async fn hold(&self, due: &DueTask, reason: &str) -> Result<(), ledger::Error> {
+    async fn hold(&self, due: &DueTask, why: &str, reason: &str) -> Result<(), ledger::Error> {
         let (task_id, now) = (due.task_id.as_str(), Timestamp::now());
-        tracing::error!(
-            trace_id = traces::id(),
-            task = task_id,
-            reason,
-            "task {task_id} is held, what it costs cannot be read: {reason}"
-        );
+        tracing::error!(trace_id = traces::id(), task = task_id, reason, "task {task_id} is held, {why}: {reason}");
         let wait = growing(TROUBLE_FIRST, HELD_MOST, due.attempts, jitter());
         self.ledger.hold_task(due, reason, now.checked_add(wait).unwrap_or(Timestamp::MAX), now).await
     }
@@ -173,7 +172,15 @@ impl Settler {
         let now = Timestamp::now();
         let workflow = workflow_id.unwrap_or("none");
         let cost = if let Settlement::Usage(usage) = settlement { usage.cost.as_str() } else { "0" };
-        Ok(match self.ledger.settle(task_id, workflow_id, settlement, now).await? {
+        let settled = match self.ledger.settle(task_id, workflow_id, settlement, now).await {
+            // It would be refused again with each lease, unseen.
+            Err(error @ ledger::Error::Refused(_)) => {
+                self.hold(due, UNCHARGEABLE, &error.to_string()).await?;
+                return Ok("refused");
+            }
+            settled => settled?,
+        };
+        Ok(match settled {
             Settled::Charged { principal_id } => {
                 told::charged(task_id, workflow, &principal_id, cost);
                 self.news.charges.notify_one();
@@ -208,6 +215,7 @@ impl Settler {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use sqlx::SqlitePool;
     use wiremock::matchers::path;
     use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -220,7 +228,7 @@ mod tests {
     struct Fixture {
         settler: Settler,
         server: MockServer,
-        _dir: tempfile::TempDir,
+        dir: tempfile::TempDir,
     }
 
     impl Fixture {
@@ -241,7 +249,7 @@ mod tests {
                 news: News::default(),
                 metrics,
             };
-            Self { settler, server, _dir: dir }
+            Self { settler, server, dir }
         }
 
         /// The task, seen to have ended and claimed.
@@ -317,6 +325,35 @@ mod tests {
             let backlog = fixture.settler.ledger.backlog().await.expect("read");
             assert_eq!((backlog.held_tasks, backlog.held_charges), (0, 1), "of no workflow, so of nobody's");
         }
+    }
+
+    #[tokio::test]
+    async fn a_charge_that_the_ledger_refuses_holds_the_task_with_its_reason_until_it_does_not() {
+        let task = json!({"task_id": "tsk-1", "workflow_id": null, "status": "DONE",
+            "usages": [{"runtime_sec": 1, "cost_per_hour": 1, "total_cost": 0.5}]});
+        let fixture = Fixture::answering(ResponseTemplate::new(200).set_body_json(task)).await;
+        let path = fixture.dir.path().join("ledger.db");
+        let ledger = SqlitePool::connect(&format!("sqlite:{}", path.display())).await.expect("opens");
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON charges BEGIN SELECT RAISE(ABORT, 'too long'); END";
+        sqlx::query(refuse).execute(&ledger).await.expect("made");
+        let due = fixture.claimed().await;
+        let mut waited = SignedDuration::ZERO;
+        for attempts in [0, 4, 8] {
+            let before = Timestamp::now();
+            fixture.settler.step(DueTask { attempts, ..due.clone() }).await.expect("recorded");
+            let again = fixture.settler.ledger.next_due(Work::Tasks).await.expect("read").expect("asked after again");
+            assert!(again.duration_since(before) > waited * 2, "ever more rarely");
+            waited = again.duration_since(before);
+            let backlog = fixture.settler.ledger.backlog().await.expect("read");
+            assert_eq!((backlog.held_tasks, backlog.due_tasks, backlog.held_charges), (1, 1, 0));
+        }
+        let reason: String =
+            sqlx::query_scalar("SELECT hold_reason FROM tasks").fetch_one(&ledger).await.expect("read");
+        assert!(reason.contains("too long"), "{reason}");
+        sqlx::query("DROP TRIGGER refuse").execute(&ledger).await.expect("dropped");
+        fixture.settler.step(due).await.expect("recorded");
+        let backlog = fixture.settler.ledger.backlog().await.expect("read");
+        assert_eq!((backlog.held_tasks, backlog.held_charges), (0, 1), "of no workflow, so of nobody's");
     }
 
     #[tokio::test]

@@ -88,6 +88,7 @@ pub const SETTLEMENTS: &[&str] = &[
     "not_over",
     "unknown",
     "unreadable",
+    "refused",
     "timeout",
     "network",
     "status",

@@ -300,11 +300,7 @@ async fn held_tasks(books: &dyn Books, out: &mut impl Write) -> anyhow::Result<(
         for task in page {
             let asked = task.asked_at.map_or_else(|| "never".to_owned(), text::moment);
             let reason = text::plain(task.hold_reason.as_deref().unwrap_or_default());
-            writeln!(
-                out,
-                "task {}  asked {asked}: what it costs cannot be read: {reason}",
-                text::plain(&task.task_id)
-            )?;
+            writeln!(out, "task {}  asked {asked}, and cannot be charged: {reason}", text::plain(&task.task_id))?;
         }
     }
 }

@@ -33,6 +33,29 @@ pub async fn executions_that_flowmesh_does_not_name_are_never_taken_for_one<S: S
     }
 }
 
+pub async fn an_execution_whose_name_is_too_long_for_an_index_is_charged_once_all_the_same<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.workflow("wfl-1", &alice()).await;
+    // Nothing that a database could compress.
+    let mut seed = 1_u64;
+    let mut long = || -> String {
+        let mut draw = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'!' + u8::try_from((seed >> 40) % 90).expect("small"))
+        };
+        (0..3000).map(|_| draw()).collect()
+    };
+    let Settlement::Usage(mut usage) = usage(&long()) else { unreachable!() };
+    (usage.started_at, usage.finished_at) = (Some(long()), Some(long()));
+    let other = Usage { finished_at: Some(long()), ..usage.clone() };
+    for (task, usage, expected) in
+        [("tsk-1", &usage, charged("alice")), ("tsk-2", &usage, Settled::Merged), ("tsk-3", &other, charged("alice"))]
+    {
+        let settled = fixture.ledger().settle(task, Some("wfl-1"), &Settlement::Usage(usage.clone()), at(10)).await;
+        assert_eq!(settled.expect("committed"), expected, "{task}");
+    }
+}
+
 pub async fn a_charge_without_an_e_mail_is_held_until_its_owner_shows_up_with_one<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     fixture.workflow("wfl-1", &principal("carol", None)).await;

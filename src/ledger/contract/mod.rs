@@ -86,6 +86,7 @@ macro_rules! suite {
                 a_settled_task_is_one_pending_charge_of_the_workflows_owner_however_often_it_is_settled
                 an_execution_that_several_tasks_show_is_charged_once
                 executions_that_flowmesh_does_not_name_are_never_taken_for_one
+                an_execution_whose_name_is_too_long_for_an_index_is_charged_once_all_the_same
                 a_charge_without_an_e_mail_is_held_until_its_owner_shows_up_with_one
                 claimed_work_belongs_to_its_claimer_until_the_lease_ends
                 a_kill_keeps_everything_and_the_work_of_the_dead_is_taken_over

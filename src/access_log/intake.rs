@@ -19,6 +19,8 @@ const FIRST: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(5);
 /// Tries after the queue has closed: the process is stopping and cannot wait for ever.
 const LAST_TRIES: u32 = 5;
+/// So many events are not too much for any ledger that takes something at all.
+const SMALLEST: usize = 16;
 
 /// The writer behind the streams.
 pub struct Intake {
@@ -61,49 +63,52 @@ impl Intake {
     }
 
     /// Commits a batch and tells of it. One with an event that the ledger will never take is halved until that is found, and left
-    /// out: the sweep finds what it was about.
+    /// out: the sweep finds what it was about. One that fails otherwise is tried again, and from the second failure on in
+    /// halves: it may be too much for the time that the ledger has. Nothing is left out for that.
     async fn commit_all(&self, events: &[Event]) -> Result<(), TaskError> {
-        let mut parts = vec![events];
+        let (mut parts, mut failures) = (vec![events], 0);
         while let Some(part) = parts.pop() {
-            match (self.commit(part).await?, part) {
-                (Ok(charges), _) => {
+            let error = match self.ledger.record(part, Timestamp::now()).await {
+                Ok(charges) => {
+                    failures = 0;
                     self.tell(part);
                     charges.iter().for_each(tell_charge);
+                    continue;
                 }
-                (Err(error), [event]) => {
-                    self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "refused_event" }).inc();
-                    let (kind, id) = event.about();
-                    tracing::error!(%error, kind, id, "the ledger will never take a log event ({kind}, {id:?}): {error}");
-                    if let Event::SubmissionOpened { .. } = event {
-                        self.unrecorded.lost();
+                Err(error @ ledger::Error::Refused(_)) => {
+                    match part {
+                        [event] => self.leave_out(event, &error),
+                        several => halve(several, &mut parts),
                     }
+                    continue;
                 }
-                (Err(_), several) => {
-                    let (first, second) = several.split_at(several.len() / 2);
-                    // In their order.
-                    parts.extend([second, first]);
-                }
+                Err(error) => error,
+            };
+            self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "record_events" }).inc();
+            tracing::error!(%error, events = part.len(), "cannot record {} log events: {error}", part.len());
+            if self.queue.is_closed() && failures >= LAST_TRIES {
+                let left = part.len() + parts.iter().map(|part| part.len()).sum::<usize>();
+                return Err(format!("{left} log events are left to the sweep: {error}").into());
+            }
+            tokio::time::sleep(growing(FIRST, MOST, failures, jitter())).await;
+            failures += 1;
+            let is_too_much = failures > 1 || part.len() < events.len();
+            if is_too_much && part.len() > SMALLEST {
+                halve(part, &mut parts);
+            } else {
+                parts.push(part);
             }
         }
         Ok(())
     }
 
-    /// Commits events together, or says why they never will be.
-    async fn commit(&self, events: &[Event]) -> Result<Result<Vec<Reported>, ledger::Error>, TaskError> {
-        let mut failures = 0;
-        loop {
-            let error = match self.ledger.record(events, Timestamp::now()).await {
-                Ok(charges) => return Ok(Ok(charges)),
-                Err(error @ ledger::Error::Refused(_)) => return Ok(Err(error)),
-                Err(error) => error,
-            };
-            self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "record_events" }).inc();
-            tracing::error!(%error, events = events.len(), "cannot record {} log events: {error}", events.len());
-            if self.queue.is_closed() && failures >= LAST_TRIES {
-                return Err(format!("{} log events are left to the sweep: {error}", events.len()).into());
-            }
-            tokio::time::sleep(growing(FIRST, MOST, failures, jitter())).await;
-            failures += 1;
+    /// The ledger will never take it.
+    fn leave_out(&self, event: &Event, error: &ledger::Error) {
+        self.metrics.ledger_errors.get_or_create(&KindLabels { kind: "refused_event" }).inc();
+        let (kind, id) = event.about();
+        tracing::error!(%error, kind, id, "the ledger will never take a log event ({kind}, {id:?}): {error}");
+        if let Event::SubmissionOpened { .. } = event {
+            self.unrecorded.lost();
         }
     }
 
@@ -151,6 +156,12 @@ impl Intake {
             }
         }
     }
+}
+
+/// In their order: the first half is the next part.
+fn halve<'a>(part: &'a [Event], parts: &mut Vec<&'a [Event]>) {
+    let (first, second) = part.split_at(part.len() / 2);
+    parts.extend([second, first]);
 }
 
 /// A charge that an answer brought about gets the line that every charge gets.

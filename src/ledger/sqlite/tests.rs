@@ -162,6 +162,39 @@ async fn the_intake_keeps_what_a_full_disk_did_not_take() {
 }
 
 #[tokio::test]
+async fn the_intake_halves_what_is_too_much_for_the_ledger_and_loses_nothing() {
+    let SqliteStore { ledger, dir, .. } = SqliteStore::fresh().await;
+    let ledger = std::sync::Arc::new(ledger);
+    // No row is refused; but more than 100 in one transaction, which have one time, are an error of the database's.
+    sqlx::query(
+        "CREATE TRIGGER too_much BEFORE INSERT ON tasks
+         WHEN (SELECT COUNT(*) FROM tasks WHERE settle_at = NEW.settle_at) >= 100
+         BEGIN SELECT abs(NEW.settle_at - NEW.settle_at - 9223372036854775807 - 1); END",
+    )
+    .execute(&ledger.write)
+    .await
+    .expect("made");
+    let (events, queue) = tokio::sync::mpsc::channel(4096);
+    for task in 0..600 {
+        events.send(Event::TaskEnded { task_id: format!("tsk-{task}") }).await.expect("queued");
+    }
+    let metrics = Metrics::unread();
+    let intake = Intake::new(ledger.clone(), queue, News::default(), Unrecorded::default(), 512, metrics.clone());
+    let running = tokio::spawn(intake.run());
+    let all = async {
+        while ledger.backlog().await.expect("counted").due_tasks < 600 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), all).await.expect("each is committed");
+    drop(events);
+    running.await.expect("no panic").expect("all committed");
+    let refused = metrics.ledger_errors.get_or_create(&crate::telemetry::KindLabels { kind: "refused_event" }).get();
+    assert_eq!((refused, metrics.intake_queued.get()), (0, -600), "none was queued by a stream");
+    drop(dir);
+}
+
+#[tokio::test]
 async fn no_query_of_the_console_sorts_or_reads_a_whole_table() {
     let fixture = Fixture::<SqliteStore>::new().await;
     for (n, query) in glance::queries().into_iter().enumerate() {

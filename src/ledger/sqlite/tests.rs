@@ -174,9 +174,9 @@ async fn the_intake_halves_what_is_too_much_for_the_ledger_and_loses_nothing() {
     .execute(&ledger.write)
     .await
     .expect("made");
-    let (events, queue) = tokio::sync::mpsc::channel(4096);
+    let (ways, queue) = crate::access_log::queue(4096, 16);
     for task in 0..600 {
-        events.send(Event::TaskEnded { task_id: format!("tsk-{task}") }).await.expect("queued");
+        ways.log.send(Event::TaskEnded { task_id: format!("tsk-{task}") }).await.expect("queued");
     }
     let metrics = Metrics::unread();
     let intake = Intake::new(ledger.clone(), queue, News::default(), Unrecorded::default(), 512, metrics.clone());
@@ -187,7 +187,7 @@ async fn the_intake_halves_what_is_too_much_for_the_ledger_and_loses_nothing() {
         }
     };
     tokio::time::timeout(Duration::from_mins(1), all).await.expect("each is committed");
-    drop(events);
+    drop(ways);
     running.await.expect("no panic").expect("all committed");
     let refused = metrics.ledger_errors.get_or_create(&crate::telemetry::KindLabels { kind: "refused_event" }).get();
     assert_eq!((refused, metrics.intake_queued.get()), (0, -600), "none was queued by a stream");

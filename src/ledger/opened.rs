@@ -54,7 +54,7 @@ impl Opened {
     pub fn own(&self, limits: &Limits, metrics: &Metrics, registry: &mut Registry) -> Own {
         match &self.store {
             Store::Sqlite(path) => {
-                let (unrecorded, _) = Unrecorded::open(path);
+                let unrecorded = Unrecorded::open(path, Timestamp::now());
                 Own { unrecorded, duty: Duty::always(), replica: None }
             }
             Store::Postgres(database) => {
@@ -66,10 +66,10 @@ impl Opened {
                     .chars()
                     .map(|c| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' })
                     .collect();
-                let open = |folder: &Path| Unrecorded::open(&folder.join(format!("tollgate-{name}")));
-                let kept = database.state_dir.as_deref().map(open).unwrap_or_default();
-                let unrecorded = kept.0.clone();
-                let replica = Replica::new(database, kept, limits.replica_lost_after, (figures, metrics.clone()));
+                let open = |folder: &Path| Unrecorded::open(&folder.join(format!("tollgate-{name}")), Timestamp::now());
+                let unrecorded = database.state_dir.as_deref().map(open).unwrap_or_default();
+                let replica =
+                    Replica::new(database, unrecorded.clone(), limits.replica_lost_after, (figures, metrics.clone()));
                 Own { unrecorded, duty: replica.duty(), replica: Some(replica) }
             }
         }

@@ -5,25 +5,50 @@
 //! knows any more who is missing; so the times are kept in a small file beside the ledger, whose blocks are there from
 //! the beginning: it can be written when the disk is full. What it holds at the next start becomes a gap in the ledger,
 //! and workflows of that time are held rather than matched.
+//!
+//! The first of them has the file say that others may follow, and is all that waits for the disk: when it hangs afterwards,
+//! a kill loses nothing. It is written by one thread at a time, however many submissions there are, because those that a
+//! hanging disk holds would be missing for the rest of the process.
+//!
+//! A replica's file says of which start it has all that was missing, and when it was last sure that it can be written. What
+//! it cannot say is that it could not be written: one that went stale before the replica's last word remembers nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::io::Error;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+pub use self::page::left;
+use self::page::{Memory, Page, Place, beside};
 use super::Ledger;
 use crate::lifecycle::TaskError;
+use crate::telemetry::Sparing;
 
-/// Between two tries to write a gap into the ledger.
+mod page;
+#[cfg(test)]
+mod tests;
+
+/// Between two tries to write a gap into the ledger, and to bring the file up to date.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a submission waits for the file; Envoy waits for the whole Check, and not for ever.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How often a replica makes sure that its file can be written.
+const SURE_EVERY: Duration = Duration::from_secs(10);
+/// How much older than the replica's last word that may be; more, and the file could not be written before the end.
+const SURE_FOR: SignedDuration = SignedDuration::from_secs(30);
+
+/// Of submissions that could not be noted: while the disk hangs it is each.
+static NOT_NOTED: Sparing = Sparing::of_work();
+/// Of a file that is behind.
+static BEHIND: Sparing = Sparing::new(1, Duration::from_secs(10));
 
 /// From when to when.
 pub type Span = (Timestamp, Timestamp);
@@ -37,7 +62,9 @@ struct Inner {
     /// Never locked over a write: those who look must not wait for the disk.
     state: Mutex<State>,
     /// Absent where there is none, or where it could not be made.
-    file: Option<Mutex<File>>,
+    place: Option<Arc<dyn Place>>,
+    /// How the last write ended.
+    ended: watch::Sender<Ended>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +78,36 @@ struct State {
     /// When submissions were let in of which it is not known yet whether they get their row.
     opening: BTreeMap<u64, Timestamp>,
     opened: u64,
+    /// The file is to say that others may follow.
+    is_open: bool,
+    /// Whose memory the file is: an earlier start's, until the others know of this one.
+    memory: Option<Memory>,
+    is_own: bool,
+    file: Written,
+}
+
+/// How far the file is. Changes and writes have numbers that grow.
+#[derive(Debug, Default)]
+struct Written {
+    /// The last change of what it is to say.
+    changes: u64,
+    /// The one since which it says that submissions of now may be missing.
+    marked: u64,
+    /// The last write that was begun, and the last change in it.
+    begun: u64,
+    includes: u64,
+    /// Somebody writes, or is about to.
+    is_busy: bool,
+    /// When it was last sure that it can be written.
+    sure: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Ended {
+    write: u64,
+    /// The last change that is on the disk.
+    durable: u64,
+    error: Option<Arc<Error>>,
 }
 
 /// A submission that is about to get its row, or to go through without one.
@@ -67,33 +124,59 @@ impl Drop for Opening {
 }
 
 impl Unrecorded {
-    /// Reads what an earlier process left in the file beside the ledger at `path`, and makes it if need be. Says whether it was
-    /// there: then what it holds is all that was missing.
+    /// Reads what an earlier process left in the file beside the ledger at `path`, and makes it if need be.
     #[must_use]
-    pub fn open(path: &Path) -> (Self, bool) {
+    pub fn open(path: &Path, now: Timestamp) -> Self {
         let name = beside(path);
         let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&name);
-        let ready = opened.and_then(|file| {
-            let mut bytes = [0; 16];
-            let was_there = file.read_exact_at(&mut bytes, 0).is_ok();
-            let left = if was_there { span(bytes) } else { None };
-            if left.is_none() {
-                // Its place on the disk is taken now, and not when there is none.
-                file.write_all_at(&[0; 16], 0)?;
-                file.sync_all()?;
-            }
-            Ok((file, left, was_there))
-        });
-        match ready {
-            Ok((file, left, was_there)) => {
-                let state = State { span: left, lost: left.is_some(), ..State::default() };
-                (Self(Arc::new(Inner { state: Mutex::new(state), file: Some(Mutex::new(file)) })), was_there)
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot use {}: a kill while the disk is full may lose whose a workflow is", name.display());
-                (Self::default(), false)
-            }
+        let unusable = |error: &Error| {
+            let name = name.display();
+            tracing::error!(%error, "cannot use {name}: a kill while the disk is full may lose whose a workflow is: {error}");
+        };
+        let (file, page, is_whole) =
+            match opened.and_then(|file| Page::read(&file).map(|(page, whole)| (file, page, whole))) {
+                Ok(read) => read,
+                Err(error) => {
+                    unusable(&error);
+                    return Self::default();
+                }
+            };
+        // Its place on the disk is taken now, and not when there is none. Without it the file may still do, later on.
+        if !is_whole && let Err(error) = file.write(&page.to_bytes()).and_then(|()| file.sync_all()) {
+            unusable(&error);
         }
+        Self::over(Arc::new(file), page, now)
+    }
+
+    fn over(place: Arc<dyn Place>, page: Page, now: Timestamp) -> Self {
+        let span = page.missing(now);
+        let state = State { span, lost: span.is_some(), memory: page.memory, ..State::default() };
+        Self(Arc::new(Inner { state: Mutex::new(state), place: Some(place), ended: watch::Sender::default() }))
+    }
+
+    /// Whether the file has all that was missing of a replica's start `incarnation`, whose word was last that it had recorded
+    /// everything up to `recorded_until`.
+    #[must_use]
+    pub fn remembers(&self, incarnation: &str, recorded_until: Timestamp) -> bool {
+        let state = self.state();
+        let Some(memory) = state.memory.filter(|_| !state.is_own) else { return false };
+        Uuid::parse_str(incarnation).is_ok_and(|it| it == memory.incarnation)
+            && recorded_until.duration_since(memory.as_of) <= SURE_FOR
+    }
+
+    /// The others know of this start of a replica, and of none before it any more: from now on the file is its memory. Not
+    /// earlier, so that what is found under its name and what the file says go together after a kill in between.
+    pub async fn belongs_to(&self, incarnation: &str) {
+        let change = {
+            let mut state = self.state();
+            if std::mem::replace(&mut state.is_own, true) {
+                return;
+            }
+            let own = |incarnation| Memory { incarnation, as_of: Timestamp::now() };
+            state.memory = Uuid::parse_str(incarnation).ok().map(own);
+            state.file.change()
+        };
+        self.bring_up_to(change).await;
     }
 
     /// A submission is let in. What this returns is dropped when it has its row, or is told to [`Self::begin`].
@@ -116,18 +199,27 @@ impl Unrecorded {
     }
 
     /// A submission goes through without a row, which follows: [`Self::recorded`] or [`Self::lost`] must be called once for it,
-    /// so nobody may give this up half-way. Durable when it returns.
+    /// so nobody may give this up half-way. Durable when it returns, unless the disk is in trouble: that is an error in the log.
     pub async fn begin(&self, at: Timestamp) {
-        {
+        let marked = {
             let mut state = self.state();
+            let is_marked = state.is_open && state.span.is_some_and(|(since, _)| since <= at);
             state.pending += 1;
             state.span = Some(state.span.map_or((at, at), |(since, until)| (since.min(at), until.max(at))));
-        }
+            if !is_marked {
+                state.is_open = true;
+                state.file.marked = state.file.change();
+            }
+            state.file.marked
+        };
         // A disk in trouble may take its time; the submission does not wait for ever.
-        match tokio::time::timeout(PATIENCE, self.write()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "cannot note that a submission has no row: {error}"),
-            Err(_) => tracing::error!("cannot note in time that a submission has no row"),
+        let said = match tokio::time::timeout(PATIENCE, self.written(marked)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("cannot note that a submission has no row: {error}"),
+            Err(_) => "cannot note in time that a submission has no row".to_owned(),
+        };
+        if let Some(unsaid) = NOT_NOTED.say() {
+            tracing::error!(unsaid = unsaid.count(), "{said}{unsaid}");
         }
     }
 
@@ -151,33 +243,45 @@ impl Unrecorded {
         state.pending > 0 || state.lost
     }
 
-    /// Writes into the ledger what will never come, and empties the file when all of it has, until the stop.
+    /// Writes into the ledger what will never come, empties the file when all of it has, and makes sure that a replica's can be
+    /// written, until the stop.
     ///
     /// # Errors
     /// Never by itself.
     pub async fn keep(self, ledger: Arc<dyn Ledger>, stop: CancellationToken) -> Result<(), TaskError> {
-        loop {
-            if let Some((since, until)) = self.lost_span() {
-                match ledger.note_gap(since, until).await {
-                    Ok(()) => {
-                        tracing::warn!(
-                            "submissions from {since} to {until} may be missing: workflows of that time that no log entry \
-                             tells of are held"
-                        );
-                        self.noted((since, until));
-                    }
-                    Err(error) => tracing::error!(%error, "cannot note a gap in the ledger: {error}"),
+        let noting = async {
+            loop {
+                self.note(ledger.as_ref()).await;
+                if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                    return;
                 }
             }
-            if self.is_over()
-                && let Err(error) = self.write().await
-            {
-                // A start too many is then careful.
-                tracing::error!(%error, "cannot empty the file of submissions without a row: {error}");
+        };
+        // Waits for no ledger.
+        let writing = async {
+            loop {
+                let change = self.due();
+                self.bring_up_to(change).await;
+                if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                    return;
+                }
             }
-            if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
-                return Ok(());
+        };
+        tokio::join!(noting, writing);
+        Ok(())
+    }
+
+    async fn note(&self, ledger: &dyn Ledger) {
+        let Some((since, until)) = self.lost_span() else { return };
+        match ledger.note_gap(since, until).await {
+            Ok(()) => {
+                tracing::warn!(
+                    "submissions from {since} to {until} may be missing: workflows of that time that no log entry tells of \
+                     are held"
+                );
+                self.noted((since, until));
             }
+            Err(error) => tracing::error!(%error, "cannot note a gap in the ledger: {error}"),
         }
     }
 
@@ -193,32 +297,83 @@ impl Unrecorded {
         state.lost = state.span != Some(span);
     }
 
-    /// Whether nothing is missing any more, of which the file does not know yet.
-    fn is_over(&self) -> bool {
+    /// The change that the file should have by now: that nothing is missing any more, that it can be written, or the last one,
+    /// when writing that failed.
+    fn due(&self) -> u64 {
         let mut state = self.state();
-        let over = state.pending == 0 && !state.lost && state.span.is_some();
-        if over {
-            state.span = None;
+        if state.pending == 0 && !state.lost && state.span.is_some() {
+            (state.span, state.is_open) = (None, false);
+            return state.file.change();
         }
-        over
+        if state.is_own && state.file.sure.is_none_or(|sure| sure.elapsed() >= SURE_EVERY) {
+            return state.file.change();
+        }
+        state.file.changes
     }
 
-    /// Writes what is missing now.
-    async fn write(&self) -> std::io::Result<()> {
-        let this = self.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let Some(file) = &this.0.file else { return Ok(()) };
-            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            // Looked at once it is our turn: whoever writes last writes what is true last.
-            let span = this.state().span;
-            let (since, until) = span.map_or((0, 0), |(since, until)| (since.as_millisecond(), until.as_millisecond()));
-            let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&since.to_le_bytes());
-            bytes[8..].copy_from_slice(&until.to_le_bytes());
-            file.write_all_at(&bytes, 0)?;
-            file.sync_data()
-        });
-        written.await.map_err(std::io::Error::other)?
+    /// Has the file say so much, and does not wait for ever.
+    async fn bring_up_to(&self, change: u64) {
+        let said = match tokio::time::timeout(PATIENCE, self.written(change)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("cannot write the file of submissions without a row: {error}"),
+            Err(_) => "the file of submissions without a row is not written in time".to_owned(),
+        };
+        // A start too many is then careful, but what is missing next may not get into it.
+        if let Some(unsaid) = BEHIND.say() {
+            tracing::error!(unsaid = unsaid.count(), "{said}{unsaid}");
+        }
+    }
+
+    /// Returns when a change is on the disk, or could not be written.
+    async fn written(&self, change: u64) -> Result<(), Arc<Error>> {
+        let Some(place) = &self.0.place else { return Ok(()) };
+        let mut ended = self.0.ended.subscribe();
+        let (awaited, begins) = {
+            let mut state = self.state();
+            let (last, durable) = {
+                let ended = ended.borrow();
+                (ended.write, ended.durable)
+            };
+            if durable >= change {
+                return Ok(());
+            }
+            let file = &mut state.file;
+            let begins = !std::mem::replace(&mut file.is_busy, true);
+            // Who writes goes on for as long as there are changes, so the next write has this one.
+            let is_under_way = last < file.begun && file.includes >= change;
+            (if is_under_way { file.begun } else { file.begun + 1 }, begins)
+        };
+        if begins {
+            let (this, place) = (self.clone(), place.clone());
+            tokio::task::spawn_blocking(move || this.write_all(place.as_ref()));
+        }
+        let ended = ended.wait_for(|ended| ended.durable >= change || ended.write >= awaited).await;
+        let ended = ended.map_err(Error::other)?;
+        match &ended.error {
+            Some(error) if ended.durable < change => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what is so now, and again when that changed meanwhile. Never two at a time.
+    fn write_all(&self, place: &dyn Place) {
+        loop {
+            let begun = Instant::now();
+            let (page, write, change) = self.state().page();
+            let error = place.write(&page.to_bytes()).err().map(Arc::new);
+            let mut state = self.state();
+            if error.is_none() && state.is_own {
+                state.file.sure = Some(begun);
+            }
+            self.0.ended.send_modify(|ended| {
+                let durable = if error.is_none() { change } else { ended.durable };
+                *ended = Ended { write, durable, error };
+            });
+            if state.file.changes == change {
+                state.file.is_busy = false;
+                return;
+            }
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -226,104 +381,24 @@ impl Unrecorded {
     }
 }
 
-/// What the file beside the ledger at `path` holds, which is left as it is.
-///
-/// # Errors
-/// When it is there and cannot be read.
-pub fn left(path: &Path) -> std::io::Result<Option<Span>> {
-    let mut bytes = [0; 16];
-    match File::open(beside(path)).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
-        Ok(()) => Ok(span(bytes)),
-        // Not there, or not made to its end: nothing was missing yet.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".gap");
-    PathBuf::from(name)
-}
-
-fn span(bytes: [u8; 16]) -> Option<Span> {
-    let number = |half: &[u8]| Some(i64::from_le_bytes(half.try_into().ok()?)).filter(|ms| *ms != 0);
-    let at = |half: &[u8]| Timestamp::from_millisecond(number(half)?).ok();
-    Some((at(&bytes[..8])?, at(&bytes[8..])?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + second).expect("valid")
-    }
-
-    fn left(path: &Path) -> Option<Span> {
-        super::left(path).expect("readable")
-    }
-
-    #[tokio::test]
-    async fn what_is_missing_is_remembered_by_the_next_process_until_it_is_there() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let path = dir.path().join("ledger.db");
-        let unrecorded = Unrecorded::open(&path).0;
-        assert!(!unrecorded.is_uncertain());
-        unrecorded.begin(at(5)).await;
-        unrecorded.begin(at(2)).await;
-        assert!(unrecorded.is_uncertain());
-        assert_eq!(left(&path), Some((at(2), at(5))), "as after a kill");
-        unrecorded.recorded();
-        assert!(unrecorded.is_uncertain());
-        unrecorded.recorded();
-        assert!(!unrecorded.is_uncertain());
-        assert!(unrecorded.is_over());
-        unrecorded.write().await.expect("written");
-        assert_eq!(left(&path), None);
-    }
-
-    #[tokio::test]
-    async fn what_gets_lost_while_a_gap_is_noted_is_a_gap_of_its_own() {
-        let unrecorded = Unrecorded::default();
-        unrecorded.begin(at(2)).await;
-        unrecorded.lost();
-        let span = unrecorded.lost_span().expect("lost");
-        unrecorded.begin(at(9)).await;
-        unrecorded.lost();
-        unrecorded.noted(span);
-        assert_eq!(unrecorded.lost_span(), Some((at(2), at(9))));
-        unrecorded.noted((at(2), at(9)));
-        assert!(!unrecorded.is_uncertain() && unrecorded.is_over());
-    }
-
-    #[tokio::test]
-    async fn what_will_never_come_becomes_a_gap_in_the_ledger() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let path = dir.path().join("ledger.db");
-        let ledger: Arc<dyn Ledger> =
-            Arc::new(super::super::sqlite::SqliteLedger::open(&path, at(0)).await.expect("opens"));
-        // Of a process that was killed, and of this one.
-        Unrecorded::open(&path).0.begin(at(2)).await;
-        let unrecorded = Unrecorded::open(&path).0;
-        unrecorded.begin(at(5)).await;
-        unrecorded.lost();
-        assert!(unrecorded.is_uncertain());
-        let stop = CancellationToken::new();
-        let keeping = tokio::spawn(unrecorded.clone().keep(ledger.clone(), stop.clone()));
-        while unrecorded.is_uncertain() || left(&path).is_some() {
-            tokio::task::yield_now().await;
+impl State {
+    /// What the file is to say, with the numbers of this write and of the last change in it.
+    fn page(&mut self) -> (Page, u64, u64) {
+        if self.is_own
+            && let Some(memory) = &mut self.memory
+        {
+            memory.as_of = Timestamp::now();
         }
-        stop.cancel();
-        keeping.await.expect("no panic").expect("an orderly end");
-        let in_gap = async |from: i64, to: i64| ledger.has_gap(at(from), at(to)).await.expect("read");
-        assert!(in_gap(3, 4).await && in_gap(5, 9).await && in_gap(-9, 2).await);
-        assert!(!in_gap(6, 9).await && !in_gap(-9, 1).await);
-        assert_eq!(left(&path), None);
+        self.file.begun += 1;
+        self.file.includes = self.file.changes;
+        let page = Page { span: self.span, is_open: self.is_open, memory: self.memory };
+        (page, self.file.begun, self.file.changes)
     }
+}
 
-    #[test]
-    fn a_folder_that_cannot_be_written_is_no_reason_not_to_start() {
-        assert!(!Unrecorded::open(Path::new("/proc/no/such/ledger.db")).0.is_uncertain());
+impl Written {
+    fn change(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
     }
 }

@@ -112,8 +112,8 @@ pub async fn migrate(
         target.take(table, &source, after, &mut tell).await?;
     }
     tell(Progress::Comparing);
-    target.take_rest(&source).await?;
-    let figures = comparing::compare(&source, &mut target.connection).await?;
+    target.take_rest(&source, at).await?;
+    let figures = comparing::compare(&source, &mut target.connection, at).await?;
     let moved = target.finish().await?;
     source.close().await;
     Ok(Outcome::Done { moved, figures })
@@ -292,10 +292,10 @@ impl Target {
     }
 
     /// What is little: the ledger's own row, the gaps, and where the numbers go on.
-    async fn take_rest(&mut self, source: &Source) -> Result<(), Error> {
+    async fn take_rest(&mut self, source: &Source, at: Timestamp) -> Result<(), Error> {
         let Life { born_at, compared_at, pruned_before } = source.life().await?;
         let (since, until): (Vec<i64>, Vec<i64>) =
-            source.gaps().await?.into_iter().map(|(since, until)| (ms(since), ms(until))).unzip();
+            source.gaps(at).await?.into_iter().map(|(since, until)| (ms(since), ms(until))).unzip();
         let mut tx = self.connection.begin().await?;
         sqlx::query("UPDATE ledger SET born_at = $1, compared_at = $2, pruned_before = $3")
             .bind(born_at)

@@ -64,8 +64,6 @@ struct Inner {
     /// This start of it.
     incarnation: String,
     unrecorded: Unrecorded,
-    /// Whether it knows what an earlier start of it had not recorded.
-    remembers: bool,
     lost_after: Duration,
     duty: watch::Sender<Option<Instant>>,
     /// Until when it does not ask for it.
@@ -94,11 +92,11 @@ struct Said {
 }
 
 impl Replica {
-    /// A replica on connections of its own. `remembers` says that `unrecorded` has what an earlier start of it left.
+    /// A replica on connections of its own.
     #[must_use]
     pub fn new(
         database: &config::Postgres,
-        (unrecorded, remembers): (Unrecorded, bool),
+        unrecorded: Unrecorded,
         lost_after: Duration,
         (figures, metrics): (Figures, Metrics),
     ) -> Self {
@@ -108,7 +106,6 @@ impl Replica {
             configured: database.replica.clone(),
             incarnation: Uuid::now_v7().simple().to_string(),
             unrecorded,
-            remembers,
             lost_after,
             duty: watch::Sender::new(None),
             left_until: Arc::default(),
@@ -325,6 +322,7 @@ impl Inner {
         .execute(writing.tx())
         .await?;
         writing.commit().await?;
+        self.unrecorded.belongs_to(&self.incarnation).await;
         if said.purge.is_none() {
             // What was asked of the others before this is not known any more, and whoever began without a database may have
             // answered by then.
@@ -362,7 +360,7 @@ impl Inner {
             return Ok(name);
         }
         let (since, now) = (time(before.try_get("recorded_until")?), Timestamp::now());
-        if !self.remembers {
+        if !self.unrecorded.remembers(&incarnation, since) {
             work::note_gap(writing.tx(), since, now).await?;
             tracing::warn!(
                 replica = name,

@@ -87,10 +87,10 @@ impl Source {
         Ok(sqlx::query_as(statement).fetch_all(&self.pool).await?)
     }
 
-    /// When submissions may be missing in it: as it says itself, and as the file beside it does.
-    pub async fn gaps(&self) -> Result<Vec<Span>, Error> {
+    /// When submissions may be missing in it, as of `now`: as it says itself, and as the file beside it does.
+    pub async fn gaps(&self, now: Timestamp) -> Result<Vec<Span>, Error> {
         let rows: Vec<(i64, i64)> = sqlx::query_as("SELECT since, until FROM gaps").fetch_all(&self.pool).await?;
-        let left = unrecorded::left(&self.path).map_err(|error| Error::Open {
+        let left = unrecorded::left(&self.path, now).map_err(|error| Error::Open {
             place: self.path.display().to_string(),
             reason: format!("the file beside it that ends in .gap cannot be read: {error}"),
         })?;

@@ -34,11 +34,11 @@ pub struct Figure {
     pub cost: Option<Money>,
 }
 
-/// Reads both ledgers and returns what they agree on, which is all.
+/// Reads both ledgers and returns what they agree on, which is all. `at` is as of when the gaps were taken.
 ///
 /// # Errors
 /// [`Error::Differs`] that names what they do not agree on.
-pub async fn compare(source: &Source, target: &mut PgConnection) -> Result<Vec<Figure>, Error> {
+pub async fn compare(source: &Source, target: &mut PgConnection, at: Timestamp) -> Result<Vec<Figure>, Error> {
     let mut differences = Vec::new();
     let (there, here) = (figures_of(source).await?, figures_here(target).await?);
     for what in there.keys().chain(here.keys()).collect::<BTreeSet<_>>() {
@@ -59,7 +59,7 @@ pub async fn compare(source: &Source, target: &mut PgConnection) -> Result<Vec<F
     let gaps: Vec<(i64, i64)> = sqlx::query_as("SELECT since, until FROM gaps").fetch_all(target).await?;
     let gaps: BTreeSet<(Timestamp, Timestamp)> =
         gaps.into_iter().map(|(since, until)| (time(since), time(until))).collect();
-    if let Some((since, until)) = source.gaps().await?.into_iter().find(|gap| !gaps.contains(gap)) {
+    if let Some((since, until)) = source.gaps(at).await?.into_iter().find(|gap| !gaps.contains(gap)) {
         differences.push(format!("the gap from {since} to {until} is not here"));
     }
     if differences.is_empty() { Ok(there.into_values().collect()) } else { Err(Error::Differs(differences.join("; "))) }

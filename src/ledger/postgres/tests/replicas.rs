@@ -1,5 +1,6 @@
 //! Replicas that know of each other.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,8 +38,8 @@ struct Running {
 
 impl Running {
     async fn start(database: &config::Postgres, name: &str, lost_after: Duration, state: Option<&Path>) -> Self {
-        let kept = state.map(|folder| Unrecorded::open(&folder.join(name))).unwrap_or_default();
-        let unrecorded = kept.0.clone();
+        let open = |folder: &Path| Unrecorded::open(&folder.join(name), Timestamp::now());
+        let unrecorded = state.map(open).unwrap_or_default();
         let lum_id = MockServer::start().await;
         let active = ResponseTemplate::new(200).set_body_json(json!({"active": true, "sub": "user-1"}));
         Mock::given(wiremock::matchers::any()).respond_with(active).mount(&lum_id).await;
@@ -48,7 +49,7 @@ impl Running {
         let identity = Identity::new(&config, client, Metrics::unread());
         let mut database = database.clone();
         name.clone_into(&mut database.replica);
-        let replica = Replica::new(&database, kept, lost_after, (Figures::default(), Metrics::unread()));
+        let replica = Replica::new(&database, unrecorded.clone(), lost_after, (Figures::default(), Metrics::unread()));
         let (duty, stop) = (replica.duty(), CancellationToken::new());
         let task = tokio::spawn(replica.clone().keep(identity.clone(), stop.clone()));
         Self { replica, duty, unrecorded, identity, lum_id, stop, task }
@@ -248,6 +249,35 @@ async fn one_that_was_killed_and_comes_back_leaves_a_gap_unless_it_remembers() {
         assert_eq!(gaps(&fixture).await, expected, "with a folder: {}", state.is_some());
         again.stopped().await;
     }
+}
+
+#[tokio::test]
+async fn one_remembers_only_the_start_that_its_file_is_of() {
+    let Some(fixture) = fixture().await else { return };
+    let (database, dir) = (&fixture.store.database, tempfile::tempdir().expect("a folder"));
+    let killed = async |state: Option<&Path>| {
+        let running = Running::start(database, "a", NEVER, state).await;
+        // Not the one before it, of the same name.
+        tokio::time::timeout(SOON, running.replica.known(NEVER)).await.expect("it is known");
+        running.killed().await;
+        gaps(&fixture).await
+    };
+    let state = Some(dir.path());
+    assert_eq!(killed(state).await, 0);
+    assert_eq!(killed(state).await, 0, "it remembers");
+    assert_eq!(killed(None).await, 1, "without the folder it does not");
+    assert_eq!(killed(state).await, 2, "nor does the file of an earlier start know of that one's end");
+    assert_eq!(killed(state).await, 2, "it remembers again");
+
+    // The form of the file that said of no start.
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("a.gap")).expect("there");
+    file.set_len(16).expect("cut");
+    assert_eq!(killed(state).await, 3);
+
+    // The last ten minutes before the kill it could not be written.
+    let old = (Timestamp::now() - Duration::from_mins(10)).as_millisecond();
+    file.write_all_at(&old.to_le_bytes(), 32).expect("written");
+    assert_eq!(killed(state).await, 4);
 }
 
 #[tokio::test]

@@ -102,14 +102,20 @@ async fn fixture() -> Option<Fixture<PostgresStore>> {
     if PostgresStore::is_there() { Some(Fixture::new().await) } else { None }
 }
 
-#[tokio::test]
-async fn one_of_them_has_the_duty_and_it_moves_at_once_when_that_one_stops() {
-    let Some(fixture) = fixture().await else { return };
+/// Two, of which the first has the duty.
+async fn two_of(fixture: &Fixture<PostgresStore>) -> (Running, Running) {
     let database = &fixture.store.database;
     let first = Running::start(database, "a", NEVER, None).await;
     until("the first has the duty", async || first.duty.is_mine()).await;
     let second = Running::start(database, "b", NEVER, None).await;
-    until("both are known", async || known(&fixture).await == ["a", "b"]).await;
+    until("both are known", async || known(fixture).await == ["a", "b"]).await;
+    (first, second)
+}
+
+#[tokio::test]
+async fn one_of_them_has_the_duty_and_it_moves_at_once_when_that_one_stops() {
+    let Some(fixture) = fixture().await else { return };
+    let (first, second) = two_of(&fixture).await;
     assert!(first.duty.is_mine() && !second.duty.is_mine());
     first.stopped().await;
     assert_eq!(known(&fixture).await, ["b"], "who stops in order leaves nothing");
@@ -140,11 +146,7 @@ async fn the_duty_of_one_that_was_killed_moves_and_never_two_have_it() {
 #[tokio::test]
 async fn one_that_cannot_do_what_one_does_for_all_leaves_it_to_another() {
     let Some(fixture) = fixture().await else { return };
-    let database = &fixture.store.database;
-    let first = Running::start(database, "a", NEVER, None).await;
-    until("the first has the duty", async || first.duty.is_mine()).await;
-    let second = Running::start(database, "b", NEVER, None).await;
-    until("both are known", async || known(&fixture).await == ["a", "b"]).await;
+    let (first, second) = two_of(&fixture).await;
     first.duty.leave();
     until("it is the second one's", async || second.duty.is_mine()).await;
     assert!(!first.duty.is_mine());

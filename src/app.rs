@@ -37,6 +37,7 @@ use crate::identity::Identity;
 use crate::ledger::books::Books;
 use crate::ledger::opened::{Opened, Own};
 use crate::ledger::postgres::Replica;
+use crate::ledger::unrecorded::Unrecorded;
 use crate::lifecycle::{Failure, Lifecycle, Stopping, TaskError};
 use crate::listen::{Bound, Services};
 use crate::reflection;
@@ -164,7 +165,7 @@ impl App {
             ledger: ledger.clone(),
             events: events.as_ref().map(|events| events.checks.downgrade()),
             awaited,
-            unrecorded,
+            unrecorded: unrecorded.clone(),
             submission_timeout: limits.submission_timeout,
             stamp: Stamp::new(config.org_id.clone(), config.forward_authorization),
             requests: requests.clone(),
@@ -209,7 +210,7 @@ impl App {
         lifecycle.spawn("admin", serve_admin(admin, router, stopping.stop.clone()));
 
         let result: Result<(), Failure> = lifecycle.run(limits.drain_delay, limits.shutdown_deadline).await;
-        close(opened, replica).await;
+        close(opened, replica, &unrecorded).await;
         Ok(result?)
     }
 }
@@ -248,7 +249,8 @@ fn console(
 }
 
 /// SQLite folds its write-ahead log into the file, which the next start would do as well; a replica tells the others.
-async fn close(ledger: Option<Opened>, replica: Option<Replica>) {
+async fn close(ledger: Option<Opened>, replica: Option<Replica>, unrecorded: &Unrecorded) {
+    unrecorded.close().await;
     if let Some(replica) = replica
         && tokio::time::timeout(CLOSED_WITHIN, replica.leave()).await.is_err()
     {

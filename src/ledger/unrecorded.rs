@@ -271,6 +271,13 @@ impl Unrecorded {
         Ok(())
     }
 
+    /// Empties the file when nothing is missing any more. After everything that could still bring a row has ended: what the file says then
+    /// is a gap up to the next start.
+    pub async fn close(&self) {
+        let change = self.due();
+        self.bring_up_to(change).await;
+    }
+
     async fn note(&self, ledger: &dyn Ledger) {
         let Some((since, until)) = self.lost_span() else { return };
         match ledger.note_gap(since, until).await {

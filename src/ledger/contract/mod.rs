@@ -53,6 +53,7 @@ macro_rules! suite {
                 a_row_that_comes_late_is_the_submission_it_would_have_been
                 a_row_that_comes_after_its_end_is_over_in_whatever_order_they_come
                 a_row_that_is_committed_in_time_and_after_its_end_is_over
+                a_row_that_came_late_and_then_in_time_all_the_same_is_one
                 a_submission_that_was_refused_is_no_candidate_and_one_that_ended_still_is
             }
             owners {

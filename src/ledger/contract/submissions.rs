@@ -158,6 +158,20 @@ pub async fn a_row_that_comes_after_its_end_is_over_in_whatever_order_they_come<
     }
 }
 
+pub async fn a_row_that_came_late_and_then_in_time_all_the_same_is_one<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    let late = Event::SubmissionOpened {
+        submission_id: "sub-r1".into(),
+        principal: std::sync::Arc::new(alice()),
+        request_id: "r1".into(),
+        began: at(1),
+        at: at(1),
+    };
+    fixture.ledger().record(&[late], at(2)).await.expect("committed");
+    assert_eq!(fixture.submit(&alice(), "r1", 1).await, "sub-r1");
+    assert_eq!(fixture.ledger().open_submissions(at(0), at(10)).await.expect("read").len(), 1);
+}
+
 pub async fn a_row_that_is_committed_in_time_and_after_its_end_is_over<S: Store>() {
     let fixture = Fixture::<S>::new().await;
     let events = [

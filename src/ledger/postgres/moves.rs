@@ -42,7 +42,7 @@ impl MoveTables for PgConnection {
         let id: Option<Text> = sqlx::query_scalar(
             "INSERT INTO submissions (submission_id, principal_id, request_id, opened_at, state)
              SELECT $1::text, $2, $3::text, $4, 'open'
-             WHERE $3::text = $1::text OR NOT EXISTS (SELECT 1 FROM submissions WHERE submission_id = $1::text)
+             WHERE NOT EXISTS (SELECT 1 FROM submissions WHERE submission_id = $1::text AND request_id <> $3::text)
              ON CONFLICT (principal_id, request_id) DO UPDATE SET request_id = excluded.request_id
              WHERE submissions.submission_id = $1::text
                 OR (submissions.opened_at >= $5 AND COALESCE(submissions.ended_at > $6, submissions.state = 'open'))

@@ -61,8 +61,9 @@ struct Inner {
     store: Store,
     /// `TOLLGATE_REPLICA`.
     configured: String,
-    /// This start of it.
+    /// This start of it, and when that was.
     incarnation: String,
+    began: Instant,
     unrecorded: Unrecorded,
     lost_after: Duration,
     duty: watch::Sender<Option<Instant>>,
@@ -89,6 +90,8 @@ struct Said {
     heard: Option<Instant>,
     /// Whether the clocks are too far apart for what it says to be believed.
     is_doubtful: bool,
+    /// By the database's clock, when they last were not.
+    agreed: Option<Timestamp>,
 }
 
 impl Replica {
@@ -105,6 +108,7 @@ impl Replica {
             store,
             configured: database.replica.clone(),
             incarnation: Uuid::now_v7().simple().to_string(),
+            began: Instant::now(),
             unrecorded,
             lost_after,
             duty: watch::Sender::new(None),
@@ -295,7 +299,7 @@ impl Inner {
         } else if was_on_duty && !wants_duty {
             tracing::warn!(
                 replica = name,
-                "{name} leaves sweeping and comparing to another replica: FlowMesh does not answer it"
+                "{name} leaves sweeping and comparing to another replica: it cannot do that"
             );
         }
         self.figures.known.set(i64::try_from(others.len() + 1).unwrap_or(i64::MAX));
@@ -312,6 +316,7 @@ impl Inner {
             if std::mem::take(&mut said.is_doubtful) {
                 self.unrecorded.lost();
             }
+            said.agreed = Some(clock);
             return;
         }
         if !std::mem::replace(&mut said.is_doubtful, true) {
@@ -320,7 +325,9 @@ impl Inner {
                 seconds,
                 "this machine's clock and the database's are {seconds} s apart: no owner is found by elimination until they agree"
             );
-            self.unrecorded.begin(recorded_until.min(clock)).await;
+            // It may have gone wrong while the database was away, and what was let through since then has times of its own.
+            let agreed = said.agreed.unwrap_or_else(|| clock - self.began.elapsed());
+            self.unrecorded.begin(recorded_until.min(clock).min(agreed)).await;
         }
         // Up to now by both. By itself, because what began must be told of its end whatever becomes of this word.
         let unrecorded = self.unrecorded.clone();

@@ -355,3 +355,18 @@ async fn the_earlier_form_has_its_gap_and_remembers_nobody() {
     let bytes = std::fs::read(beside(&path)).expect("there");
     assert_eq!((&bytes[..16], bytes.len()), (earlier.as_slice(), BYTES));
 }
+
+#[tokio::test]
+async fn a_stop_after_which_nothing_is_missing_leaves_no_gap_behind() {
+    let (_dir, path) = folder();
+    let unrecorded = Unrecorded::open(&path, at(0));
+    unrecorded.begin(at(2)).await;
+    // With a row still missing it says so.
+    unrecorded.close().await;
+    settled(&unrecorded).await;
+    assert!(left(&path).is_some());
+    unrecorded.recorded();
+    unrecorded.close().await;
+    settled(&unrecorded).await;
+    assert_eq!(left(&path), None);
+}

@@ -401,6 +401,8 @@ pub trait Ledger: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextSweep {
     At(Timestamp),
+    /// It waits for the word of somebody else than FlowMesh until then, and this was none of the sweeps that grow apart.
+    Wait(Timestamp),
     Settled,
     Gone,
 }

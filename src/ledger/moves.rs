@@ -126,7 +126,10 @@ impl<S: Commit<Move = Move, Moved = Moved>> Group<S> {
 /// FlowMesh knows it.
 pub type UnsettledRow<'a> = (&'a str, Option<i64>, i64, i64, &'static str);
 
-/// A sweep: the workflow, its state from now on, when to sweep again, now, what was heard of it by then, and whether FlowMesh
+/// In place of the state of a workflow that stays open, when the sweep does not count.
+const WAITING: &str = "waiting";
+
+/// A sweep: the workflow, its state from now on or `waiting`, when to sweep again, now, what was heard of it by then, and whether FlowMesh
 /// knows it.
 pub type SweptRow<'a> = (&'a str, &'static str, Option<i64>, i64, i64, &'static str);
 
@@ -254,6 +257,7 @@ pub async fn apply<T: MoveTables>(to: &mut T, moves: &[Move]) -> Result<Vec<Move
             Move::Swept { workflow_id, heard, next, existence, at } => {
                 let (state, sweep_at) = match next {
                     NextSweep::At(at) => ("open", Some(ms(*at))),
+                    NextSweep::Wait(at) => (WAITING, Some(ms(*at))),
                     NextSweep::Settled => ("settled", None),
                     NextSweep::Gone => ("gone", None),
                 };

@@ -89,10 +89,10 @@ impl Worker for Sweeper {
                     ("gone", NextSweep::Gone, Existence::Unknown)
                 }
                 Ok(Some(workflow)) => match self.wait_for_log(&due, &workflow, now) {
-                    Some(until) => ("waiting_for_log", NextSweep::At(until), Existence::Known),
+                    Some(until) => ("waiting_for_log", NextSweep::Wait(until), Existence::Known),
                     // Who is missing in the ledger may be the one.
                     None if due.needs_owner && self.may_be_missing(&workflow, now).await? => {
-                        ("waiting_for_row", NextSweep::At(now + ROW_PAUSE), Existence::Known)
+                        ("waiting_for_row", NextSweep::Wait(now + ROW_PAUSE), Existence::Known)
                     }
                     None if self.sweep(&due, &workflow, now).await? => {
                         ("settled", NextSweep::Settled, Existence::Known)

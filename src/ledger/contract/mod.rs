@@ -75,6 +75,7 @@ macro_rules! suite {
                 a_charge_that_lost_its_owner_while_it_was_posted_is_held_after_its_lease
             }
             work {
+                a_sweep_that_waits_for_somebodys_word_does_not_make_the_next_ones_rarer
                 evidence_of_an_end_brings_a_task_up_soon_and_a_touch_only_when_nothing_is_planned
                 a_sweep_plans_the_tasks_that_ended_and_does_not_reset_their_growing_interval
                 what_flowmesh_forgot_is_given_up_only_after_it_said_so_for_long_and_comes_back_when_it_is_seen

@@ -138,3 +138,20 @@ pub async fn a_repeated_answer_of_flowmeshs_changes_nothing_but_how_often_it_was
         assert_eq!(fixture.ledger().next_due(work).await.expect("read"), None);
     }
 }
+
+pub async fn a_sweep_that_waits_for_somebodys_word_does_not_make_the_next_ones_rarer<S: Store>() {
+    let fixture = Fixture::<S>::new().await;
+    fixture.ledger().note_workflows(&[("wfl-1".into(), Some(at(1)))], at(1)).await.expect("noted");
+    let claim = async |second| {
+        fixture.ledger().claim_workflows(at(second), LEASE, Pick::Due(10)).await.expect("claimed").remove(0)
+    };
+    for second in 1..5 {
+        let due = claim(second).await;
+        assert_eq!(due.sweeps, 0);
+        let wait = NextSweep::Wait(at(second + 1));
+        fixture.ledger().swept(&due, wait, Existence::Known, at(second)).await.expect("committed");
+    }
+    let due = claim(5).await;
+    fixture.ledger().swept(&due, NextSweep::At(at(6)), Existence::Known, at(5)).await.expect("committed");
+    assert_eq!(claim(6).await.sweeps, 1);
+}

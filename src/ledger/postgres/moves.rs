@@ -79,8 +79,8 @@ impl MoveTables for PgConnection {
     async fn swept(&mut self, rows: &[SweptRow<'_>]) -> Result<(), sqlx::Error> {
         let update = statement(
             "UPDATE workflows SET leased_until = 0, asked_at = said.at,
-                 sweeps = CASE WHEN heard = said.heard_then THEN sweeps + 1 ELSE sweeps END,
-                 state = CASE WHEN heard = said.heard_then THEN said.state_now ELSE 'open' END,
+                 sweeps = CASE WHEN heard = said.heard_then AND said.state_now <> 'waiting' THEN sweeps + 1 ELSE sweeps END,
+                 state = CASE WHEN heard = said.heard_then AND said.state_now <> 'waiting' THEN said.state_now ELSE 'open' END,
                  sweep_at = CASE WHEN heard = said.heard_then THEN COALESCE(said.again, sweep_at)
                                  ELSE LEAST(sweep_at, said.at) END,
                  unknown_since = CASE said.existence WHEN 'known' THEN NULL

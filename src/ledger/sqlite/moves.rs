@@ -71,8 +71,8 @@ impl MoveTables for SqliteConnection {
     async fn swept(&mut self, rows: &[SweptRow<'_>]) -> Result<(), sqlx::Error> {
         let update = statement(
             "UPDATE workflows SET leased_until = 0, asked_at = said.value ->> 3,
-                 sweeps = IIF(heard = said.value ->> 4, sweeps + 1, sweeps),
-                 state = IIF(heard = said.value ->> 4, said.value ->> 1, 'open'),
+                 sweeps = IIF(heard = said.value ->> 4 AND said.value ->> 1 <> 'waiting', sweeps + 1, sweeps),
+                 state = IIF(heard = said.value ->> 4 AND said.value ->> 1 <> 'waiting', said.value ->> 1, 'open'),
                  sweep_at = IIF(heard = said.value ->> 4, COALESCE(said.value ->> 2, sweep_at),
                                 MIN(sweep_at, said.value ->> 3)),
                  unknown_since = CASE said.value ->> 5 WHEN 'known' THEN NULL

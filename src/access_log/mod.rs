@@ -2,7 +2,7 @@
 //!
 //! Entries become events at once ([`event`]); events queue for the intake, which commits them in groups. A full queue
 //! stops the reading of the streams, so that Envoy's own buffer fills instead of anything being dropped here; what Checks leave
-//! has places of its own ([`queue`](mod@queue)). Envoy never
+//! has places of its own (`queue.rs`). Envoy never
 //! waits for an answer and gets none until the stop, when the streams are ended so that the server can stop; what it had sent
 //! before it noticed is still taken.
 

@@ -2,9 +2,11 @@
 //!
 //! Posting is at least once: the entry is idempotent on its task id, so that a repeat moves no money, and a charge
 //! leaves `pending` only by Runmesh's word. Each charge has its own growing interval, and a circuit keeps a dead Runmesh
-//! from being hammered by all of them. A charge is posted only while there is time for it in its lease: who was stopped for long
-//! and goes on, a virtual machine say, must not post what is somebody else's by then, for whoever owned it before. When Runmesh does not accept the secret, every charge would fail alike: posting
+//! from being hammered by all of them. When Runmesh does not accept the secret, every charge would fail alike: posting
 //! pauses at once, loudly, and goes on by itself when a probe gets through.
+//!
+//! A charge is posted only while there is time for it in its lease: who was stopped for long and goes on, a virtual machine
+//! say, must not post what is somebody else's by then, for whoever owned it before.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,10 +90,8 @@ impl Worker for Poster {
 
 impl Poster {
     async fn post(&self, due: DueCharge) -> Result<(), ledger::Error> {
-        let task = due.task_id.clone();
-        let workflow = due.workflow_id.clone();
-        let attempts = due.attempts;
-        let (cost, principal) = (due.cost.clone(), due.principal_id.clone());
+        let DueCharge { task_id: task, workflow_id: workflow, principal_id: principal, cost, attempts, .. } = &due;
+        let attempts = *attempts;
         let result = match entry(&due) {
             Ok(entry) => traces::call("billing entry", PostError::kind, self.runmesh.post(&entry)).await,
             Err(reason) => Err(PostError::Rejected { status: 0, answer: reason }),

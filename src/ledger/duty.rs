@@ -1,6 +1,5 @@
 //! What one process does for all that share a ledger: sweeping, comparing with FlowMesh's list, pruning.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -19,7 +18,7 @@ pub struct Duty(Option<Shared>);
 #[derive(Debug, Clone)]
 struct Shared {
     until: watch::Receiver<Option<Instant>>,
-    left_until: Arc<watch::Sender<Option<Instant>>>,
+    left_until: watch::Sender<Option<Instant>>,
 }
 
 impl Duty {
@@ -31,7 +30,7 @@ impl Duty {
 
     /// Of one that is told until when it is its turn, and tells until when it does not want it.
     #[must_use]
-    pub fn told(until: watch::Receiver<Option<Instant>>, left_until: Arc<watch::Sender<Option<Instant>>>) -> Self {
+    pub fn told(until: watch::Receiver<Option<Instant>>, left_until: watch::Sender<Option<Instant>>) -> Self {
         Self(Some(Shared { until, left_until }))
     }
 

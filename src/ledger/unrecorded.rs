@@ -212,14 +212,10 @@ impl Unrecorded {
             }
             state.file.marked
         };
-        // A disk in trouble may take its time; the submission does not wait for ever.
-        let said = match tokio::time::timeout(PATIENCE, self.written(marked)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("cannot note that a submission has no row: {error}"),
-            Err(_) => "cannot note in time that a submission has no row".to_owned(),
-        };
-        if let Some(unsaid) = NOT_NOTED.say() {
-            tracing::error!(unsaid = unsaid.count(), "{said}{unsaid}");
+        if let Err(reason) = self.written_in_time(marked).await
+            && let Some(unsaid) = NOT_NOTED.say()
+        {
+            tracing::error!(unsaid = unsaid.count(), "cannot note that a submission has no row: {reason}{unsaid}");
         }
     }
 
@@ -318,16 +314,22 @@ impl Unrecorded {
         state.file.changes
     }
 
-    /// Has the file say so much, and does not wait for ever.
+    /// Has the file say so much.
     async fn bring_up_to(&self, change: u64) {
-        let said = match tokio::time::timeout(PATIENCE, self.written(change)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("cannot write the file of submissions without a row: {error}"),
-            Err(_) => "the file of submissions without a row is not written in time".to_owned(),
-        };
-        // A start too many is then careful, but what is missing next may not get into it.
-        if let Some(unsaid) = BEHIND.say() {
+        // Else a start too many is careful, but what is missing next may not get into it.
+        if let Err(reason) = self.written_in_time(change).await
+            && let Some(unsaid) = BEHIND.say()
+        {
+            let said = format!("the file of submissions without a row is not written: {reason}");
             tracing::error!(unsaid = unsaid.count(), "{said}{unsaid}");
+        }
+    }
+
+    /// A disk in trouble may take its time; whoever has the file say something does not wait for ever.
+    async fn written_in_time(&self, change: u64) -> Result<(), String> {
+        match tokio::time::timeout(PATIENCE, self.written(change)).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(_) => Err("the disk does not answer in time".to_owned()),
         }
     }
 

@@ -38,6 +38,7 @@ const DUTY_HELD: &str = "15 seconds";
 const DUTY_TRUSTED: Duration = Duration::from_secs(10);
 /// Before the listener is made anew, when the database does not let it listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(2);
+/// And when the database does: a connection that nothing can reach any more does not tell.
 const LISTENS_FOR: Duration = Duration::from_mins(5);
 /// Connections beside the ledger's pool: for the word, and for who is told of a purge. The listener has one more.
 const CONNECTIONS: u32 = 2;
@@ -68,7 +69,7 @@ struct Inner {
     lost_after: Duration,
     duty: watch::Sender<Option<Instant>>,
     /// Until when it does not ask for it.
-    left_until: Arc<watch::Sender<Option<Instant>>>,
+    left_until: watch::Sender<Option<Instant>>,
     /// Whether the others know of it, since it began.
     known: watch::Sender<bool>,
     /// What it said last.
@@ -112,7 +113,7 @@ impl Replica {
             unrecorded,
             lost_after,
             duty: watch::Sender::new(None),
-            left_until: Arc::default(),
+            left_until: watch::Sender::new(None),
             known: watch::Sender::new(false),
             said: Mutex::default(),
             woken: Notify::new(),
@@ -211,7 +212,6 @@ impl Replica {
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.0.store.pool.options());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
-        // Now and then anew: it would not notice that nothing can reach it.
         let heard = tokio::time::timeout(LISTENS_FOR, async {
             loop {
                 listener.recv().await?;
